@@ -1,0 +1,1 @@
+//! Serve the link contract in Rust.

@@ -1,0 +1,2 @@
+//! The whole of Millrace on one machine.
+fn main() {}
