@@ -1,0 +1,1 @@
+//! What every Millrace process needs: TOML configuration with units, logging, signals.
