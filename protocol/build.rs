@@ -26,7 +26,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let encoded = descriptors.encode_to_vec();
 
     if std::env::var_os("CARGO_FEATURE_GRPC").is_some() {
-        tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+        // The RPC of the link is named Connect, as is the convenience that tonic would add.
+        tonic_prost_build::configure()
+            .build_transport(false)
+            .bytes(".")
+            .compile_fds(descriptors)?;
     } else {
         prost_build::Config::new().bytes(["."]).compile_fds(descriptors)?;
     }
