@@ -1,1 +1,17 @@
-//! What every Millrace process needs: TOML configuration with units, logging, signals.
+//! What every Millrace process needs and none should write twice.
+//!
+//! - [`config`]: TOML with units, refused with `file:line:column` and the nearest known key
+//! - [`units`]: [`Duration`] (`"10s"`) and [`ByteSize`] (`"64KiB"`)
+//! - [`logging`]: one line an event on standard error, JSON when nobody watches
+//! - [`signal`]: SIGTERM and SIGINT as a future
+//!
+//! Nothing here knows the gateway or the logic tier, and nothing runs unless it is called: there
+//! are no globals besides the one log subscriber that [`logging::init`] installs.
+
+pub mod config;
+pub mod logging;
+pub mod signal;
+pub mod units;
+
+pub use config::{ConfigError, Invalid};
+pub use units::{ByteSize, Duration};
