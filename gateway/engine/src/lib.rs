@@ -1,1 +1,3 @@
 //! The sans-IO gateway engine.
+
+pub mod transport;
