@@ -1,1 +1,3 @@
 //! The reference instant-messaging logic.
+
+pub mod storage;

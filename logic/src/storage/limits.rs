@@ -1,0 +1,30 @@
+//! The bounds of what is stored. Whoever writes above them is answered `bad_request` or
+//! `over_capacity`, never truncated.
+
+use millrace_protocol::limits::BODY_BYTES_MAX_CEILING;
+
+/// Longest user id, in bytes.
+pub const USER_ID_BYTES_MAX: usize = 128;
+
+/// Longest group id, in bytes.
+pub const GROUP_ID_BYTES_MAX: usize = 128;
+
+/// Longest client message id, in bytes; the shortest is one.
+pub const CLIENT_MESSAGE_ID_BYTES_MAX: usize = 128;
+
+/// Longest message body, in bytes. The gateway's own limit is lower (64 KiB unless configured);
+/// this is the wire's ceiling.
+pub const BODY_BYTES_MAX: usize = BODY_BYTES_MAX_CEILING as usize;
+
+/// Longest of each text of an attachment, of a group's name and of its avatar, in bytes.
+pub const TEXT_BYTES_MAX: usize = 4 * 1024;
+
+/// Members a group may have when its creator states no limit.
+pub const GROUP_MEMBERS_MAX_DEFAULT: u32 = 500;
+
+/// Members a group may have at the very most.
+pub const GROUP_MEMBERS_MAX_CEILING: u32 = 100_000;
+
+const _: () = assert!(GROUP_MEMBERS_MAX_DEFAULT <= GROUP_MEMBERS_MAX_CEILING);
+// Row keys carry these lengths in one byte.
+const _: () = assert!(USER_ID_BYTES_MAX <= 255 && GROUP_ID_BYTES_MAX <= 255);

@@ -1,0 +1,374 @@
+//! Where messages, conversations, cursors and groups live: the trait [`Store`], which the chat
+//! domain knows, and its implementations, which it does not.
+//!
+//! - [`conversation_id`]: how ids of conversations are made
+//! - [`limits`]: bounds of what is stored
+//!
+//! A store decides what only it can decide in one transaction: sequences, duplicates, membership,
+//! cursors. It knows no sessions, sends nothing, and never reads a clock: times come with the
+//! writes.
+//!
+//! # Rules every store keeps
+//! - **Gapless.** A conversation's sequences are 1, 2, 3, …; the counter moves in the same commit
+//!   as the message.
+//! - **Stored once.** A second [`Write::Append`] with the same sender and client message id, in
+//!   the same commit, a later one or after a restart, changes nothing and returns the stored
+//!   message with `duplicate`, even when its target or body differ.
+//! - **Nothing half done.** [`Store::commit`] answers after everything of it is durable, or fails
+//!   and nothing of it is there.
+//! - **Cursors move forward only**, never beyond the newest message the member may see; `read`
+//!   implies `delivered`. Sending moves neither cursor: own messages reach the user's other
+//!   devices like anybody's, until a DELIVER_ACK passes them.
+//! - **Unread** = counting messages after the largest of the member's `init_sequence`, read cursor
+//!   and own last message: who sends has read.
+//! - **Members** see messages after their `init_sequence`. Somebody who joins later starts at the
+//!   newest sequence of that moment. Somebody who left (`quit`) keeps what was there until then;
+//!   coming back is joining anew, with a new `init_sequence`.
+//! - **Versions** grow with every write that changed something. A conversation row of a user has
+//!   the version of its last change that this user can see: a message, the own read cursor, a
+//!   setting, joining, leaving. The delivered cursor is not part of the row.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use async_trait::async_trait;
+use millrace_protocol::{Code, chat};
+use uuid::Uuid;
+
+pub mod conversation_id;
+pub mod limits;
+
+/// All user ids that a conversation's messages go to.
+pub type Members = Arc<[Arc<str>]>;
+
+/// A durable store of the chat domain. See the module for the rules it keeps.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Applies the writes in order as one durable commit and returns one outcome per write, in
+    /// order. A write that is refused ([`Outcome::Refused`]) changes nothing and does not hinder
+    /// the others.
+    ///
+    /// # Errors
+    /// When the commit could not be made durable (full disk, failed disk, closed store); then
+    /// nothing was applied and nothing may be acknowledged.
+    async fn commit(&self, writes: Vec<Write>) -> Result<Vec<Outcome>, StoreError>;
+
+    /// Messages `from..=to` of a conversation as this member may see them; 0 means no bound. At
+    /// most `limit` from the oldest end in increasing sequence, or with `newest_first` from the
+    /// newest end in decreasing sequence.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when there is no such conversation, [`StoreError::NotMember`] when
+    /// the user never was a member, or the store's own failures.
+    async fn page(
+        &self,
+        user_id: &str,
+        conversation_id: &str,
+        from: u64,
+        to: u64,
+        limit: usize,
+        newest_first: bool,
+    ) -> Result<Page, StoreError>;
+
+    /// The user's conversation rows that changed after `since_version`, oldest change first, at
+    /// most `limit`.
+    ///
+    /// # Errors
+    /// The store's own failures; an unknown user has no rows.
+    async fn conversations(
+        &self,
+        user_id: &str,
+        since_version: u64,
+        limit: usize,
+    ) -> Result<ConversationPage, StoreError>;
+
+    /// What a user who comes online is sent: of each of the `conversations_max` conversations with
+    /// the newest undelivered messages, the newest `per_conversation_max` messages above the
+    /// user's delivered cursor, own ones included, whose [version](Outcome::Appended::version) is
+    /// at most `as_of`. Newest conversation first, increasing sequence within one. Cheap when
+    /// there is nothing.
+    ///
+    /// # Errors
+    /// The store's own failures; an unknown user has no messages.
+    async fn undelivered(
+        &self,
+        user_id: &str,
+        as_of: u64,
+        per_conversation_max: usize,
+        conversations_max: usize,
+    ) -> Result<Vec<chat::Message>, StoreError>;
+
+    /// The version of the newest durable commit; 0 in an empty store.
+    fn version(&self) -> u64;
+
+    /// A group with its current members; `None` when there is none or it was removed.
+    ///
+    /// # Errors
+    /// The store's own failures.
+    async fn group(&self, group_id: &str) -> Result<Option<chat::Group>, StoreError>;
+
+    /// Who receives what is sent to a conversation: both users of a single chat (one in a note to
+    /// oneself), the current members of a group. `None` when there is no such conversation or its
+    /// group was removed. Cached.
+    ///
+    /// # Errors
+    /// The store's own failures.
+    async fn members(&self, conversation_id: &str) -> Result<Option<Members>, StoreError>;
+
+    /// Finishes what was begun, makes everything durable and ends the store; later calls fail with
+    /// [`StoreError::Closed`].
+    ///
+    /// # Errors
+    /// When the last flush failed.
+    async fn close(&self) -> Result<(), StoreError>;
+}
+
+/// Whom a message is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A single chat with this user; the sender itself for a note to oneself.
+    User(String),
+    /// A group by its group id; only members may send.
+    Group(String),
+}
+
+/// One change. Several make a commit.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    /// A message. The store gives it its sequence, or finds that it is stored already. A single
+    /// chat comes into being with its first message.
+    Append {
+        /// The id under which it is stored if it is new.
+        message_id: Uuid,
+        /// The session's user.
+        sender_id: String,
+        /// The sender's own id of it, unique per sender.
+        client_message_id: String,
+        /// Where it goes.
+        target: Target,
+        /// `Message.type`.
+        kind: u32,
+        /// `Message.body`.
+        body: String,
+        /// `Message.attachment`.
+        attachment: Option<chat::Attachment>,
+        /// It does not raise anybody's unread count.
+        does_not_count: bool,
+        /// When logic took it, in milliseconds since 1970.
+        sent_at_ms: i64,
+    },
+    /// Moves a member's cursors forward; 0 leaves one where it stands.
+    MoveCursor {
+        /// Whose cursors.
+        user_id: String,
+        /// In which conversation.
+        conversation_id: String,
+        /// Everything up to it has arrived.
+        delivered: u64,
+        /// Everything up to it was read, so it has arrived too.
+        read: u64,
+    },
+    /// A new group with its members; duplicates among them count once. A removed group's id can be
+    /// used again: its sequences continue, and the new members see nothing of before.
+    CreateGroup {
+        /// The id, unique among groups.
+        group_id: String,
+        /// Shown to people.
+        name: String,
+        /// Shown to people.
+        avatar: String,
+        /// At least one user id.
+        members: Vec<String>,
+        /// 0 means [`limits::GROUP_MEMBERS_MAX_DEFAULT`].
+        members_max: u32,
+        /// In milliseconds since 1970.
+        created_at_ms: i64,
+    },
+    /// Ends a group: every member quits. What was said stays readable to those who were there.
+    RemoveGroup {
+        /// Which one.
+        group_id: String,
+    },
+    /// Adds those who are not members yet.
+    AddMembers {
+        /// To which group.
+        group_id: String,
+        /// Whom.
+        user_ids: Vec<String>,
+    },
+    /// Takes those out who are members.
+    RemoveMembers {
+        /// From which group.
+        group_id: String,
+        /// Whom.
+        user_ids: Vec<String>,
+    },
+    /// A member's setting; it changes nothing but the row.
+    SetDoNotDisturb {
+        /// Whose row.
+        user_id: String,
+        /// Which conversation.
+        conversation_id: String,
+        /// The new setting.
+        do_not_disturb: bool,
+    },
+}
+
+/// What became of a [`Write`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// Of [`Write::Append`].
+    Appended {
+        /// As stored; of a duplicate, the one stored first.
+        message: chat::Message,
+        /// It was stored before this write.
+        duplicate: bool,
+        /// The version of the write that stored it, as [`Store::undelivered`]'s `as_of` means it.
+        version: u64,
+        /// All members including the sender.
+        recipients: Members,
+    },
+    /// Of [`Write::MoveCursor`].
+    CursorMoved {
+        /// Which conversation.
+        conversation_id: String,
+        /// 1 single, 2 group.
+        conversation_type: u32,
+        /// Whose cursors.
+        user_id: String,
+        /// Where the delivered cursor stands now.
+        delivered: u64,
+        /// Where the read cursor stands now.
+        read: u64,
+        /// At least one of them moved.
+        changed: bool,
+        /// Everybody in the conversation; of somebody who quit, only that user.
+        members: Members,
+        /// The version of this write, or of the commit before when nothing changed.
+        version: u64,
+    },
+    /// Of [`Write::CreateGroup`].
+    GroupCreated {
+        /// The group.
+        group_id: String,
+        /// Its conversation.
+        conversation_id: String,
+        /// The first members.
+        members: Members,
+        /// The version of this write.
+        version: u64,
+    },
+    /// Of [`Write::RemoveGroup`].
+    GroupRemoved {
+        /// Its conversation.
+        conversation_id: String,
+        /// Who was in it.
+        members: Members,
+        /// The version of this write.
+        version: u64,
+    },
+    /// Of [`Write::AddMembers`].
+    MembersAdded {
+        /// The group's conversation.
+        conversation_id: String,
+        /// How many were not members before.
+        added: u32,
+        /// The members now.
+        members: Members,
+        /// The version of this write, or of the commit before when nothing changed.
+        version: u64,
+    },
+    /// Of [`Write::RemoveMembers`].
+    MembersRemoved {
+        /// The group's conversation.
+        conversation_id: String,
+        /// How many were members before.
+        removed: u32,
+        /// The members now.
+        members: Members,
+        /// The version of this write, or of the commit before when nothing changed.
+        version: u64,
+    },
+    /// Of [`Write::SetDoNotDisturb`].
+    Updated {
+        /// The version of this write, or of the commit before when nothing changed.
+        version: u64,
+    },
+    /// The write does not fit the state, or breaks a limit; nothing of it was applied.
+    Refused {
+        /// `not_found`, `not_permitted`, `bad_request`, `already_exists`, `over_capacity` or
+        /// `too_large`.
+        code: Code,
+        /// A sentence for a person.
+        reason: String,
+    },
+}
+
+/// Of [`Store::page`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Page {
+    /// In the order that was asked for.
+    pub messages: Vec<chat::Message>,
+    /// The range, as far as this member may see it, holds nothing beyond these.
+    pub complete: bool,
+}
+
+/// Of [`Store::conversations`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ConversationPage {
+    /// By increasing version.
+    pub conversations: Vec<chat::Conversation>,
+    /// What to pass as `since_version` the next time. Nothing is missed by it, and what a commit
+    /// changes while this page is read may come again.
+    pub version: u64,
+    /// False: more rows follow.
+    pub complete: bool,
+}
+
+/// Why a store could not do its work. [`StoreError::code`] is what a client is told.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// [`Store::page`]: no such conversation.
+    #[error("there is no such conversation")]
+    NotFound,
+    /// [`Store::page`]: the user never was a member.
+    #[error("the user is not a member of this conversation")]
+    NotMember,
+    /// No space is left for writing. Reading goes on, and writing too once there is space.
+    #[error("no space is left for the store: {0}")]
+    Full(String),
+    /// The disk or the engine failed. Nothing of the commit was applied.
+    #[error("the store failed: {0}")]
+    Failed(String),
+    /// Stored bytes do not say what they should.
+    #[error("the store is corrupt: {0}")]
+    Corrupt(String),
+    /// The store was closed.
+    #[error("the store is closed")]
+    Closed,
+    /// Another process has the data directory.
+    #[error("the data directory {} is in use by another process", .0.display())]
+    InUse(PathBuf),
+    /// The data directory was written by another version, or by something else.
+    #[error("the data directory {}: {reason}", .directory.display())]
+    Format {
+        /// Which directory.
+        directory: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The operating system refused.
+    #[error("{0}: {1}")]
+    Io(String, #[source] io::Error),
+}
+
+impl StoreError {
+    /// The code for the client whose request this broke.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::NotFound => Code::NotFound,
+            Self::NotMember => Code::NotPermitted,
+            Self::Full(_) => Code::OverCapacity,
+            _ => Code::Internal,
+        }
+    }
+}
