@@ -1,19 +1,16 @@
 """Restarts, clean and not: data found again, sessions kept, nothing stored twice."""
 
-import json
+import subprocess
 import threading
 import time
 
 import pytest
 
-from conftest import BINARIES, Dev, Process, metric
 from millrace_client import (
-    DELIVER_ACK, DRAINING, GOAWAY, HEARTBEAT, LOGIC_UNAVAILABLE, PULL_MESSAGES, REPLY, SEND_MESSAGE, TRANSPORTS, Api,
-    Closed, Refused, TcpConnection, WebSocketConnection, chat, mint_token, session, text_message,
+    DELIVER_ACK, DRAINING, GOAWAY, HEARTBEAT, LOGIC_UNAVAILABLE, PULL_MESSAGES, REPLY, SEND_MESSAGE, TRANSPORTS,
+    Refused, TcpConnection, WebSocketConnection, chat, mint_token, session, text_message,
 )
-
-JWT_SECRET = "a-secret-for-the-end-to-end-tests-only"
-API_TOKEN = "an-api-token-for-the-end-to-end-tests"
+from processes import BINARIES, JWT_SECRET, Dev
 
 
 def test_sigterm_ends_cleanly_and_the_next_start_finds_the_data(tmp_path):
@@ -35,101 +32,6 @@ def test_sigterm_ends_cleanly_and_the_next_start_finds_the_data(tmp_path):
         assert TcpConnection(second.ready).login("alice", first.token("alice")).code == 0
     finally:
         assert second.terminate() == 0
-
-
-class Tiers:
-    """Gateway and logic as separate processes, each with its TOML."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.logic_config = folder / "logic.toml"
-        self.gateway_config = folder / "gateway.toml"
-        self.logic = self.gateway = None
-        self.ports = {}
-
-    def free_port(self, name):
-        import socket
-
-        if name not in self.ports:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                self.ports[name] = probe.getsockname()[1]
-        return self.ports[name]
-
-    def start_logic(self):
-        self.logic_config.write_text(
-            f'data_directory = "{self.folder / "data"}"\n'
-            f'[link]\nlisten = "127.0.0.1:{self.free_port("link")}"\n'
-            f'[http]\nlisten = "127.0.0.1:{self.free_port("http")}"\napi_token = "{API_TOKEN}"\n'
-            f'[login]\njwt_secret = "{JWT_SECRET}"\n'
-        )
-        self.logic = Process([BINARIES / "millrace-logic", "run", "--config", self.logic_config], self.folder / "logic.log")
-        self.until(lambda: self.api().call("GET", "/readyz")[0] == 200, self.logic)
-
-    def start_gateway(self):
-        self.gateway_config.write_text(
-            f'[websocket]\nlisten = "127.0.0.1:{self.free_port("websocket")}"\n'
-            f'[tcp]\nlisten = "127.0.0.1:{self.free_port("tcp")}"\n'
-            f'[admin]\nlisten = "127.0.0.1:{self.free_port("admin")}"\n'
-            f'[logic]\nendpoints = ["http://127.0.0.1:{self.free_port("link")}"]\n'
-        )
-        self.gateway = Process(
-            [BINARIES / "millrace-gateway", "run", "--config", self.gateway_config], self.folder / "gateway.log"
-        )
-        self.until(self.gateway_ready, self.gateway)
-
-    def gateway_ready(self):
-        from urllib import request as http_request
-
-        opener = http_request.build_opener(http_request.ProxyHandler({}))
-        return opener.open(f"{self.ready['admin']}/readyz", timeout=2).status == 200
-
-    @staticmethod
-    def until(check, process, seconds=20.0):
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                if check():
-                    return
-            except OSError:
-                pass
-            assert process is None or process.process.poll() is None, process.tail()
-            assert time.monotonic() < deadline, process.tail() if process else "not in time"
-            time.sleep(0.05)
-
-    @property
-    def ready(self):
-        return {
-            "websocket": f"ws://127.0.0.1:{self.free_port('websocket')}/ws",
-            "tcp": f"127.0.0.1:{self.free_port('tcp')}",
-            "http": f"http://127.0.0.1:{self.free_port('http')}",
-            "admin": f"http://127.0.0.1:{self.free_port('admin')}",
-            "jwt_secret": JWT_SECRET,
-            "api_token": API_TOKEN,
-        }
-
-    def api(self):
-        return Api(self.ready)
-
-    def connect(self, transport, user_id, device_id="device-1"):
-        connection = transport(self.ready)
-        reply = connection.login(user_id, mint_token(JWT_SECRET, user_id), device_id)
-        assert reply.code == 0, reply
-        return connection
-
-    def stop(self):
-        for process in (self.gateway, self.logic):
-            if process and process.process.poll() is None:
-                assert process.terminate() == 0, process.tail()
-
-
-@pytest.fixture
-def tiers(tmp_path):
-    tiers = Tiers(tmp_path)
-    tiers.start_logic()
-    tiers.start_gateway()
-    yield tiers
-    tiers.stop()
 
 
 def test_killed_logic_comes_back_and_sessions_never_noticed(tiers):
@@ -217,8 +119,6 @@ def test_sigterm_of_the_gateway_sends_goaway_with_a_spread_and_closes(tiers, tra
 
 
 def test_configuration_mistakes_name_file_line_and_the_key_that_was_meant(tmp_path):
-    import subprocess
-
     for binary, text in (("millrace-gateway", '[session]\nidle_timeuot = "15s"\n'), ("millrace-logic", '[link]\nlistne = "x"\n')):
         path = tmp_path / f"{binary}.toml"
         path.write_text(text)
@@ -229,8 +129,6 @@ def test_configuration_mistakes_name_file_line_and_the_key_that_was_meant(tmp_pa
 
 @pytest.mark.parametrize("binary", ["millrace-gateway", "millrace-logic"])
 def test_the_printed_default_configuration_is_valid(tmp_path, binary):
-    import subprocess
-
     default = subprocess.run([BINARIES / binary, "config", "default"], capture_output=True, text=True, timeout=20, check=True)
     path = tmp_path / "default.toml"
     path.write_text(default.stdout)
