@@ -1,0 +1,284 @@
+//! Listening and accepting.
+//!
+//! A multishot accept takes whatever the listener's backlog holds in one go, and when the
+//! descriptor table is full the kernel resets the client it has no entry for. So a multishot accept
+//! is in the kernel only while the table has room for every listener's whole backlog; below that,
+//! single accepts are used, never more than there are free entries; and when only the spare
+//! entries are left, none. Clients then wait in the backlog, where nobody resets them.
+//!
+//! A multishot accept does not give the peer's address. It is asked for on the ring
+//! (SO_PEERNAME as a socket command), which costs one submission and one completion, no system
+//! call. The other way, installing an ordinary descriptor for getpeername, costs three.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use crate::address::RawAddress;
+use crate::driver::Driver;
+use crate::operation::{Kind, Operation, Tag};
+use crate::ring::Completion;
+use crate::socket::{NONE, Stage};
+use crate::{Handler, SocketId, sys};
+
+/// Most single accepts of one listener in the kernel.
+const SINGLES_MAX: u32 = 16;
+
+/// Most listeners of a driver.
+const LISTENERS_MAX: usize = 255;
+
+/// How long accepting rests after an error that will not go away by itself (ENFILE, ENOMEM).
+const RETRY_AFTER: Duration = Duration::from_millis(10);
+
+/// Names a listener of a driver, in order of [`Driver::listen`], from 0.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct ListenerId(u32);
+
+impl ListenerId {
+    /// The number of the listener, from 0.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Many {
+    Off,
+    Armed,
+    Cancelling,
+}
+
+/// A listening socket and what the kernel does about it.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    /// `None` after `stop_accepting`, once no accept is in the kernel any more.
+    socket: Option<OwnedFd>,
+    address: SocketAddr,
+    /// Clients the kernel may have ready for one multishot accept.
+    backlog: u32,
+    many: Many,
+    /// Single accepts in the kernel.
+    singles: u32,
+    retry_at: Option<Instant>,
+    stopping: bool,
+    /// Nothing is armed for lack of room; counted once at its beginning.
+    paused: bool,
+}
+
+impl Listener {
+    fn is_idle(&self) -> bool {
+        self.many == Many::Off && self.singles == 0
+    }
+
+    fn close_if_done(&mut self) {
+        if self.stopping && self.is_idle() {
+            self.socket = None;
+        }
+    }
+}
+
+fn tag(kind: Kind, index: usize) -> Tag {
+    Tag::new(kind, u32::try_from(index).expect("at most 255 listeners"), 0)
+}
+
+impl Driver {
+    /// Listens on `address` (port 0: one of the kernel's choice) with SO_REUSEPORT, so that every
+    /// shard can have its own listener, and TCP_NODELAY. Accepting starts with the next poll.
+    /// Returns the address that was bound.
+    ///
+    /// # Errors
+    /// What socket(2), bind(2) and listen(2) say; `Other` above 255 listeners.
+    pub fn listen(
+        &mut self,
+        address: SocketAddr,
+        backlog: u32,
+    ) -> io::Result<(ListenerId, SocketAddr)> {
+        if self.listeners.len() >= LISTENERS_MAX {
+            return Err(io::Error::other(format!("more than {LISTENERS_MAX} listeners")));
+        }
+        let (socket, bound) = sys::listen(&address, backlog)?;
+        let id = ListenerId(u32::try_from(self.listeners.len()).expect("at most 255 listeners"));
+        self.listeners.push(Listener {
+            socket: Some(socket),
+            address: bound,
+            // The kernel takes one more than it was told, and no more than net.core.somaxconn.
+            backlog: backlog.min(sys::backlog_max()).saturating_add(1),
+            many: Many::Off,
+            singles: 0,
+            retry_at: None,
+            stopping: false,
+            paused: false,
+        });
+        Ok((id, bound))
+    }
+
+    /// Stops accepting on all listeners and closes them. Clients accepted until then are still
+    /// announced; those that wait in a backlog are refused by the kernel.
+    pub fn stop_accepting(&mut self) {
+        for (index, listener) in self.listeners.iter_mut().enumerate() {
+            if listener.stopping {
+                continue;
+            }
+            listener.stopping = true;
+            if listener.many == Many::Armed {
+                listener.many = Many::Cancelling;
+                let target = tag(Kind::AcceptMany, index);
+                self.ring.push(Operation::cancel(tag(Kind::CancelAccept, index), target));
+            }
+            if listener.singles > 0 {
+                let target = tag(Kind::AcceptOne, index);
+                self.ring.push(Operation::cancel_all(tag(Kind::CancelAccept, index), target));
+            }
+            listener.close_if_done();
+        }
+    }
+
+    /// Whether no accept is in the kernel.
+    pub(crate) fn is_accept_idle(&self) -> bool {
+        self.listeners.iter().all(Listener::is_idle)
+    }
+
+    /// Free entries of the descriptor table that no single accept may take.
+    pub(crate) fn free_entries(&self) -> u32 {
+        let singles: u32 = self.listeners.iter().map(|listener| listener.singles).sum();
+        self.options.sockets_max.saturating_sub(self.sockets.live() + singles)
+    }
+
+    /// Arms or cancels accepts according to the room in the table. Returns when to look again, if
+    /// a listener rests after an error.
+    pub(crate) fn arm_accepts(&mut self) -> Option<Duration> {
+        if self.listeners.is_empty() {
+            return None;
+        }
+        let mut room = self.free_entries().saturating_sub(self.options.accept_spare);
+        let open = self.listeners.iter().filter(|listener| !listener.stopping);
+        let burst = open.fold(0u32, |sum, listener| sum.saturating_add(listener.backlog));
+        // Some way apart, so that a table that hovers about the mark does not toggle.
+        let burst_to_start = burst.saturating_add(burst / 4).saturating_add(1);
+        let mut retry = None;
+        for (index, listener) in self.listeners.iter_mut().enumerate() {
+            let Some(socket) = listener.socket.as_ref().filter(|_| !listener.stopping) else {
+                continue;
+            };
+            let descriptor = socket.as_raw_fd();
+            match listener.many {
+                Many::Armed if room <= burst => {
+                    listener.many = Many::Cancelling;
+                    let target = tag(Kind::AcceptMany, index);
+                    self.ring.push(Operation::cancel(tag(Kind::CancelAccept, index), target));
+                    continue;
+                }
+                Many::Armed | Many::Cancelling => continue,
+                Many::Off => {}
+            }
+            if let Some(at) = listener.retry_at {
+                let now = Instant::now();
+                if now < at {
+                    let rest = at - now;
+                    retry = Some(retry.map_or(rest, |other: Duration| other.min(rest)));
+                    continue;
+                }
+                listener.retry_at = None;
+            }
+            if room > burst_to_start {
+                listener.many = Many::Armed;
+                listener.paused = false;
+                let tag = tag(Kind::AcceptMany, index);
+                self.ring.push(Operation::accept_many(tag, descriptor));
+                continue;
+            }
+            while listener.singles < SINGLES_MAX && room > 0 {
+                listener.singles += 1;
+                room -= 1;
+                let tag = tag(Kind::AcceptOne, index);
+                self.ring.push(Operation::accept_one(tag, descriptor));
+            }
+            let paused = listener.singles == 0;
+            if paused && !listener.paused {
+                self.statistics.accept_paused += 1;
+            }
+            listener.paused = paused;
+        }
+        retry
+    }
+
+    pub(crate) fn on_accept(&mut self, completed: Tag, completion: Completion) {
+        let index = completed.slot as usize;
+        let listener = &mut self.listeners[index];
+        if completed.kind == Kind::AcceptOne {
+            listener.singles -= 1;
+        } else if !completion.more() {
+            listener.many = Many::Off;
+        }
+        listener.close_if_done();
+        let address = listener.address;
+        match u32::try_from(completion.result) {
+            Ok(descriptor) => self.ask_for_peer(index, descriptor, &address),
+            Err(_) => match -completion.result {
+                libc::ECANCELED => {}
+                // The client gave up, or a signal came; the next one may follow at once.
+                libc::ECONNABORTED | libc::EINTR | libc::EAGAIN => {
+                    self.statistics.accept_failed += 1;
+                }
+                _ => {
+                    self.statistics.accept_failed += 1;
+                    self.listeners[index].retry_at = Some(Instant::now() + RETRY_AFTER);
+                }
+            },
+        }
+    }
+
+    fn ask_for_peer(&mut self, listener: usize, descriptor: u32, address: &SocketAddr) {
+        let id = self.sockets.insert(Stage::Naming, 0);
+        let link = self.lent.peers.insert(Box::new(RawAddress::room_for(address)));
+        let room: *mut RawAddress = &mut **self.lent.peers.get_mut(link);
+        let socket = self.sockets.get_mut(id).expect("just inserted");
+        socket.descriptor = descriptor;
+        socket.listener = u8::try_from(listener).expect("at most 255 listeners");
+        socket.link = link;
+        let tag = Tag::new(Kind::Peer, id.slot(), id.generation());
+        // SAFETY: the room is boxed in `lent` and left alone until the completion removes it.
+        let operation = unsafe { Operation::peer_name(tag, descriptor, room) };
+        self.ring.push(operation);
+    }
+
+    pub(crate) fn on_peer(&mut self, tag: Tag, completion: Completion, handler: &mut impl Handler) {
+        let Some(socket) = self.sockets.find(tag.slot, tag.generation) else {
+            self.statistics.completions_stale += 1;
+            return;
+        };
+        let room = self.lent.peers.remove(socket.link);
+        socket.link = NONE;
+        let listener = ListenerId(u32::from(socket.listener));
+        let id = SocketId::new(tag.slot, tag.generation);
+        if socket.stage == Stage::Closing {
+            self.leave_if_idle(id);
+            return;
+        }
+        let peer = if completion.result > 0 { room.decode() } else { None };
+        let Some(peer) = peer else {
+            // The client is gone already, and nobody has heard of it.
+            self.statistics.accept_failed += 1;
+            self.close(id);
+            return;
+        };
+        socket.stage = Stage::Open;
+        socket.announced = true;
+        self.statistics.accepted += 1;
+        let context = handler.accepted(id, listener, peer);
+        self.sockets.get_mut(id).expect("callbacks cannot close").context = context;
+        self.arm_receive(id);
+    }
+
+    /// A multishot accept was not found by its cancellation: tries again if it is still there.
+    pub(crate) fn repeat_accept_cancel(&mut self, failed: Tag) {
+        let index = failed.slot as usize;
+        if self.listeners[index].many == Many::Cancelling {
+            self.statistics.cancels_repeated += 1;
+            let target = tag(Kind::AcceptMany, index);
+            self.ring.push(Operation::cancel(tag(Kind::CancelAccept, index), target));
+        }
+    }
+}

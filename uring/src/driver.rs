@@ -1,0 +1,279 @@
+//! The driver: what it owns, how it is made and unmade, and the loop's single step.
+//!
+//! The concerns of a socket's life (accept, connect, receive, send, close) are in files of their
+//! own, as further `impl Driver` blocks.
+
+use std::collections::VecDeque;
+use std::io;
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::accept::Listener;
+use crate::address::RawAddress;
+use crate::buffers::ReceiveBuffers;
+use crate::connect::Connecting;
+use crate::operation::{Kind, Operation, Tag};
+use crate::ring::{Completion, Ring};
+use crate::send::Sending;
+use crate::slab::Slab;
+use crate::socket::SocketTable;
+use crate::wake::Bell;
+use crate::{Handler, ListenerId, Options, SocketId, Statistics, Waker};
+
+/// Completions taken out of the queue at a time.
+const BATCH_MAX: usize = 256;
+
+/// How long a dropped driver waits for the kernel to let go of its memory.
+const DROP_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// Memory that the kernel may read or write while an operation is under way. Kept together, so
+/// that it can be leaked as a whole should the kernel not let go of it.
+pub(crate) struct Lent {
+    pub(crate) buffers: ReceiveBuffers,
+    pub(crate) sends: Slab<Sending>,
+    pub(crate) connecting: Slab<Box<Connecting>>,
+    pub(crate) peers: Slab<Box<RawAddress>>,
+    pub(crate) wake_count: Box<u64>,
+}
+
+/// One ring and its sockets. To be created on the thread that uses it, and not to leave it.
+pub struct Driver {
+    pub(crate) ring: Ring,
+    pub(crate) lent: ManuallyDrop<Lent>,
+    pub(crate) sockets: SocketTable,
+    pub(crate) listeners: Vec<Listener>,
+    /// Sockets that found no receive buffer, first in first out; those closed since are
+    /// recognised by their id.
+    pub(crate) parked: VecDeque<SocketId>,
+    pub(crate) send_pool: Vec<Vec<u8>>,
+    pub(crate) options: Options,
+    pub(crate) statistics: Statistics,
+    bell: Bell,
+    /// The read of the eventfd is in the kernel.
+    wake_armed: bool,
+    /// The driver is being dropped: nothing is armed again.
+    leaving: bool,
+    batch: Vec<Completion>,
+    /// The ring accepts submissions of one thread only.
+    not_send: PhantomData<*const ()>,
+}
+
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Driver")
+            .field("sockets", &self.sockets.live())
+            .field("statistics", &self.statistics())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Driver {
+    /// Makes a ring with its descriptor table and receive buffers for the calling thread.
+    ///
+    /// # Errors
+    /// `InvalidInput` with an explanation when a size is wrong or above RLIMIT_NOFILE; else what
+    /// the kernel says (ENOSYS or EPERM where io_uring is blocked, ENOMEM, EMFILE).
+    pub fn new(options: Options) -> io::Result<Self> {
+        options.check()?;
+        let ring =
+            Ring::new(options.submission_entries, options.completion_entries, options.sockets_max)?;
+        // SAFETY: the buffers live in `lent`, which is dropped only after the last completion.
+        let buffers = unsafe {
+            ReceiveBuffers::new(&ring, options.receive_buffers, options.receive_buffer_bytes)
+        }?;
+        let lent = Lent {
+            buffers,
+            sends: Slab::new(),
+            connecting: Slab::new(),
+            peers: Slab::new(),
+            wake_count: Box::new(0),
+        };
+        Ok(Self {
+            ring,
+            lent: ManuallyDrop::new(lent),
+            sockets: SocketTable::new(),
+            listeners: Vec::new(),
+            parked: VecDeque::new(),
+            send_pool: Vec::new(),
+            options,
+            statistics: Statistics::default(),
+            bell: Bell::new()?,
+            wake_armed: false,
+            leaving: false,
+            batch: Vec::with_capacity(BATCH_MAX),
+            not_send: PhantomData,
+        })
+    }
+
+    /// A bell for other threads: ends the current or next wait of [`poll`](Self::poll).
+    #[must_use]
+    pub fn waker(&self) -> Waker {
+        self.bell.waker()
+    }
+
+    /// How many sockets there are, from their accept or connect to the end of their close.
+    #[must_use]
+    pub fn sockets(&self) -> usize {
+        self.sockets.live() as usize
+    }
+
+    /// The counters as of now.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        Statistics {
+            submissions_overflowed: self.ring.overflowed(),
+            enters: self.ring.enters(),
+            ..self.statistics
+        }
+    }
+
+    /// Replaces the context that callbacks get with the socket. A dead id is ignored.
+    pub fn set_context(&mut self, socket: SocketId, context: u64) {
+        if let Some(socket) = self.sockets.get_mut(socket) {
+            socket.context = context;
+        }
+    }
+
+    /// Submits what was asked for, waits for something to happen, and hands it to the handler.
+    ///
+    /// `timeout` bounds the wait: `None` waits until something happens, zero not at all. One
+    /// system call, unless the submission queue overflowed. Returns the number of completions
+    /// handled; 0 after a timeout or a mere wake-up.
+    ///
+    /// # Errors
+    /// What io_uring_enter(2) says about the ring as a whole; the driver is of no use then. Time
+    /// running out, signals and a kernel short of memory are no errors.
+    pub fn poll(
+        &mut self,
+        timeout: Option<Duration>,
+        handler: &mut impl Handler,
+    ) -> io::Result<usize> {
+        self.arm_wake();
+        self.arm_parked();
+        let retry = self.arm_accepts();
+        let timeout = match (timeout, retry) {
+            (Some(timeout), Some(retry)) => Some(timeout.min(retry)),
+            (timeout, retry) => timeout.or(retry),
+        };
+        self.ring.flush_overflow()?;
+        // No sleep while there is something to do: completions left from last time, submissions
+        // the kernel did not take, or sockets that wait for a buffer behind those just armed.
+        let may_sleep = timeout != Some(Duration::ZERO)
+            && self.parked.is_empty()
+            && !self.ring.is_overflowing()
+            && !self.ring.is_ready()
+            && self.bell.fall_asleep();
+        let entered = self.ring.enter(u32::from(may_sleep), timeout);
+        let rung = self.bell.look();
+        entered?;
+        if self.ring.is_completion_overflowing() {
+            self.statistics.completions_overflowed += 1;
+        }
+        let handled = self.dispatch_ready(handler);
+        if rung {
+            self.statistics.woken += 1;
+            handler.woken();
+        }
+        Ok(handled)
+    }
+
+    fn arm_wake(&mut self) {
+        if self.wake_armed || self.leaving {
+            return;
+        }
+        self.wake_armed = true;
+        let place = std::ptr::from_mut(&mut *self.lent.wake_count);
+        let tag = Tag::new(Kind::Wake, 0, 0);
+        // SAFETY: the place is boxed in `lent`, used by this read alone (one at a time), and stays
+        // until its completion.
+        let operation = unsafe { Operation::read_counter(tag, self.bell.eventfd(), place) };
+        self.ring.push(operation);
+    }
+
+    /// Handles what is in the completion queue, at most as much as it holds, so that a busy ring
+    /// does not keep the loop from its other duties.
+    fn dispatch_ready(&mut self, handler: &mut impl Handler) -> usize {
+        let mut handled = 0;
+        let mut batch = std::mem::take(&mut self.batch);
+        while handled < self.options.completion_entries as usize {
+            self.ring.reap(&mut batch, BATCH_MAX);
+            if batch.is_empty() {
+                break;
+            }
+            handled += batch.len();
+            for completion in batch.drain(..) {
+                self.dispatch(completion, handler);
+            }
+        }
+        self.batch = batch;
+        handled
+    }
+
+    fn dispatch(&mut self, completion: Completion, handler: &mut impl Handler) {
+        let tag = Tag::unpack(completion.user_data).expect("every operation carries a tag");
+        match tag.kind {
+            Kind::Wake => self.wake_armed = false,
+            Kind::AcceptMany | Kind::AcceptOne => self.on_accept(tag, completion),
+            Kind::Peer => self.on_peer(tag, completion, handler),
+            Kind::Connect => self.on_connect(tag, completion, handler),
+            Kind::Receive => self.on_receive(tag, completion, handler),
+            Kind::Send => self.on_send(tag, completion, handler),
+            Kind::Shutdown => self.on_shutdown(tag),
+            Kind::Close => self.on_close(tag, completion, handler),
+            Kind::CancelReceive | Kind::CancelSend | Kind::CancelConnect | Kind::CancelAccept => {
+                self.on_cancel_failed(tag)
+            }
+            // A socket option that could not be set: TCP_NODELAY or a late choice of port. The
+            // connection works without.
+            Kind::Option => {}
+        }
+    }
+
+    /// Lets go of everything and waits, for a bounded time, until the kernel has, too.
+    fn leave(&mut self) -> io::Result<bool> {
+        let deadline = Instant::now() + DROP_WAIT_MAX;
+        self.leaving = true;
+        self.stop_accepting();
+        self.bell.end_read();
+        while Instant::now() < deadline {
+            // Again in every round: the last accepts may still complete.
+            for id in self.sockets.ids() {
+                self.close(id);
+            }
+            if self.sockets.live() == 0 && !self.wake_armed && self.is_accept_idle() {
+                return Ok(true);
+            }
+            self.poll(Some(Duration::from_millis(20)), &mut Nobody)?;
+        }
+        Ok(false)
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if matches!(self.leave(), Ok(true)) {
+            // SAFETY: it is dropped here only, and no operation is in the kernel any more, so that
+            // nobody uses this memory; the ring uses it only for operations.
+            unsafe { ManuallyDrop::drop(&mut self.lent) };
+        }
+        // Otherwise it leaks, which is safe: the kernel may still write to it.
+    }
+}
+
+/// Hears what happens while a driver is dropped.
+struct Nobody;
+
+impl Handler for Nobody {
+    fn accepted(&mut self, _: SocketId, _: ListenerId, _: SocketAddr) -> u64 {
+        0
+    }
+    fn connected(&mut self, _: SocketId, _: u64, _: io::Result<()>) {}
+    fn received(&mut self, _: SocketId, _: u64, _: &mut [u8]) {}
+    fn receive_ended(&mut self, _: SocketId, _: u64, _: io::Result<()>) {}
+    fn sent(&mut self, _: SocketId, _: u64, _: io::Result<()>) {}
+    fn closed(&mut self, _: SocketId, _: u64) {}
+    fn woken(&mut self) {}
+}
