@@ -2,6 +2,8 @@
 
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod recorder;
+
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -32,6 +34,7 @@ pub fn small() -> Options {
 struct Client {
     pending: Vec<u8>,
     ended: bool,
+    failed: bool,
     paused: bool,
     closing: bool,
 }
@@ -65,7 +68,7 @@ impl Echo {
                 let mut buffer = driver.take_buffer();
                 std::mem::swap(&mut buffer, &mut client.pending);
                 driver.send(socket, buffer);
-            } else if !sending && client.ended && !client.closing {
+            } else if !sending && (client.ended || client.failed) && !client.closing {
                 client.closing = true;
                 driver.close(socket);
             }
@@ -109,7 +112,7 @@ impl Handler for Echo {
         let client = self.client(socket, context);
         if result.is_err() {
             client.pending.clear();
-            client.ended = true;
+            client.failed = true;
             self.failed_sends += 1;
         }
         self.changed.push(socket);
