@@ -1,0 +1,352 @@
+//! The way out: frames to sessions and rooms, and the end of sessions. Usable from any thread;
+//! nothing here blocks or waits. What cannot be delivered is skipped and counted, because only the
+//! backend knows what must be sent again.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millrace_protocol::link::{
+    CloseSession, RoomFrame, RoomMembership, SendFrame, logic_event::Kind,
+};
+use millrace_protocol::{Code, frame::Flags, limits};
+use prost::Message;
+use serde::Serialize;
+
+use crate::backend::{Inbound, Refused};
+use crate::counters::{CountersSnapshot, count};
+use crate::encode;
+use crate::hub::{Hub, lock};
+use crate::outbox::{Entry, LinkStream};
+use crate::session::{Encoding, GatewayKey, Session, SessionAddress};
+
+/// Sessions of one SendFrame; a longer list travels in several.
+const SESSIONS_PER_FRAME_MAX: usize = 8_192;
+
+/// The gateways' end of the link. Cheap to clone.
+#[derive(Clone)]
+pub struct Gateways {
+    pub(crate) hub: Arc<Hub>,
+}
+
+/// What is known of one gateway shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayStatus {
+    /// Its key in session addresses.
+    pub key: GatewayKey,
+    /// Its gateway's name.
+    pub gateway_id: Arc<str>,
+    /// The life of its gateway's process.
+    pub gateway_epoch: u64,
+    /// Its number within the gateway.
+    pub shard: u16,
+    /// Whether its stream is open and its sessions are listed.
+    pub connected: bool,
+    /// Its live sessions.
+    pub sessions: usize,
+    /// Events waiting to be sent to it.
+    pub outbox_frames: usize,
+    /// The same in bytes.
+    pub outbox_bytes: usize,
+}
+
+impl Gateways {
+    /// Sends a frame to sessions wherever they are: one SendFrame per gateway shard. Sessions whose
+    /// shard is away are skipped.
+    pub fn send(&self, sessions: &[SessionAddress], command: u16, flags: Flags, body: Bytes) {
+        let mut batch = self.batch();
+        batch.send(sessions, command, flags, body);
+    }
+
+    /// Sends a message to sessions, in each one's encoding; it is encoded at most once for each.
+    pub fn send_message<M: Message + Serialize>(
+        &self,
+        sessions: &[(SessionAddress, Encoding)],
+        command: u16,
+        message: &M,
+    ) {
+        let mut batch = self.batch();
+        batch.send_message(sessions, command, message);
+    }
+
+    /// Collects replies and frames, in order, to be handed over at once when it is dropped.
+    pub fn batch(&self) -> Batch<'_> {
+        Batch { gateways: self, parts: Vec::new() }
+    }
+
+    /// Ends a session: the client is told, `session_ended` follows when the gateway has done it.
+    pub fn close(&self, session: SessionAddress, code: Code, reason: &str) {
+        let close = CloseSession {
+            session_id: session.session_id,
+            code: code.number(),
+            reason: reason.to_owned(),
+        };
+        self.hub.push(session.gateway, vec![Entry::new(Kind::CloseSession(close))]);
+    }
+
+    /// Puts a session into a live room and returns how many members that has now. Joining twice
+    /// changes nothing. Memberships outlive a broken link, not this process.
+    ///
+    /// # Errors
+    /// `not_found` if the session is not live, `over_capacity` at the bounds of the settings.
+    pub fn join_room(&self, room_id: &str, session: SessionAddress) -> Result<u64, Refused> {
+        let settings = &self.hub.settings;
+        let Some(shard) = self.hub.shard(session.gateway) else {
+            return Err(Refused::new(Code::NotFound, "the session has ended"));
+        };
+        // The rooms are locked before the session is looked up, as its end takes it out of the
+        // table before it takes it out of its rooms: so no ended session stays in a room.
+        let mut rooms = lock(&self.hub.rooms);
+        let found = shard.sessions().get(&session.session_id).map(|known| known.encoding);
+        let Some(encoding) = found else {
+            return Err(Refused::new(Code::NotFound, "the session has ended"));
+        };
+        let (rooms_max, per_session) = (settings.rooms_max, settings.rooms_per_session_max);
+        let (members, new) = rooms.join(room_id, session, encoding, rooms_max, per_session)?;
+        if new {
+            self.announce(room_id, session, true);
+        }
+        Ok(members)
+    }
+
+    /// Takes a session out of a live room and returns how many members are left. Leaving a room one
+    /// is not in changes nothing.
+    ///
+    /// # Errors
+    /// None today; the shape is that of [`Gateways::join_room`].
+    pub fn leave_room(&self, room_id: &str, session: SessionAddress) -> Result<u64, Refused> {
+        let mut rooms = lock(&self.hub.rooms);
+        let (members, was) = rooms.leave(room_id, session);
+        if was {
+            self.announce(room_id, session, false);
+        }
+        Ok(members)
+    }
+
+    fn announce(&self, room_id: &str, session: SessionAddress, join: bool) {
+        let (mut joins, mut leaves) = (Vec::new(), Vec::new());
+        if join { &mut joins } else { &mut leaves }.push(session.session_id);
+        let change = RoomMembership {
+            room_id: room_id.to_owned(),
+            join_session_ids: joins,
+            leave_session_ids: leaves,
+        };
+        self.hub.push(session.gateway, vec![Entry::new(Kind::RoomMembership(change))]);
+    }
+
+    /// Sends a message to a room's members but one: one RoomFrame per shard that has members. The
+    /// message must not encode to nothing, as one with no field set does in protobuf.
+    pub fn send_to_room<M: Message + Serialize>(
+        &self,
+        room_id: &str,
+        command: u16,
+        message: &M,
+        except: Option<SessionAddress>,
+    ) {
+        let receivers = lock(&self.hub.rooms).receivers(room_id);
+        let mut bodies = Bodies::new(self, command, message);
+        for receiver in receivers {
+            let mut body = |wanted: bool, encoding| {
+                if wanted { bodies.get(encoding) } else { Some(Bytes::new()) }
+            };
+            let (Some(body_protobuf), Some(body_json)) =
+                (body(receiver.protobuf, Encoding::Protobuf), body(receiver.json, Encoding::Json))
+            else {
+                return;
+            };
+            let frame = RoomFrame {
+                room_id: room_id.to_owned(),
+                command: u32::from(command),
+                flags: 0,
+                body_protobuf,
+                body_json,
+                except_session_id: except
+                    .filter(|except| except.gateway == receiver.gateway)
+                    .map_or(0, |except| except.session_id),
+            };
+            self.hub.push(receiver.gateway, vec![Entry::new(Kind::RoomFrame(frame))]);
+        }
+    }
+
+    /// How many members a live room has.
+    pub fn room_members(&self, room_id: &str) -> u64 {
+        lock(&self.hub.rooms).members(room_id)
+    }
+
+    /// The live session at an address.
+    pub fn session(&self, address: SessionAddress) -> Option<Arc<Session>> {
+        let shard = self.hub.shard(address.gateway)?;
+        shard.sessions().get(&address.session_id).cloned()
+    }
+
+    /// Every gateway shard known, in no order.
+    pub fn gateways(&self) -> Vec<GatewayStatus> {
+        let status = |shard: Arc<crate::hub::Shard>| {
+            let stream = shard.stream();
+            let (outbox_frames, outbox_bytes) = stream.as_ref().map_or((0, 0), |s| s.queued());
+            let sessions = shard.sessions().len();
+            GatewayStatus {
+                key: shard.key,
+                gateway_id: Arc::clone(&shard.gateway_id),
+                gateway_epoch: shard.gateway_epoch,
+                shard: shard.number,
+                connected: stream.is_some(),
+                sessions,
+                outbox_frames,
+                outbox_bytes,
+            }
+        };
+        self.hub.all_shards().into_iter().map(status).collect()
+    }
+
+    /// What was counted since the start.
+    pub fn counters(&self) -> CountersSnapshot {
+        self.hub.counters.snapshot()
+    }
+}
+
+/// Replies and frames collected in order; dropping it hands them over, with one wake per stream.
+/// Frames of a batch keep their order towards each stream.
+pub struct Batch<'a> {
+    gateways: &'a Gateways,
+    parts: Vec<(Arc<LinkStream>, Vec<Entry>)>,
+}
+
+impl Batch<'_> {
+    /// As [`Gateways::send`].
+    pub fn send(&mut self, sessions: &[SessionAddress], command: u16, flags: Flags, body: Bytes) {
+        if body.len() > limits::BODY_BYTES_MAX_CEILING as usize {
+            count(&self.gateways.hub.counters.frames_unsendable, 1);
+            tracing::error!(command, bytes = body.len(), "a frame's body is above the ceiling");
+            return;
+        }
+        for (gateway, ids) in by_gateway(sessions.iter().copied()) {
+            self.frames(gateway, ids, command, flags, &body);
+        }
+    }
+
+    /// As [`Gateways::send_message`].
+    pub fn send_message<M: Message + Serialize>(
+        &mut self,
+        sessions: &[(SessionAddress, Encoding)],
+        command: u16,
+        message: &M,
+    ) {
+        let mut bodies = Bodies::new(self.gateways, command, message);
+        for json in [false, true] {
+            let wanted = sessions.iter().filter(|(_, e)| (*e == Encoding::Json) == json);
+            let encoding = if json { Encoding::Json } else { Encoding::Protobuf };
+            for (gateway, ids) in by_gateway(wanted.map(|(address, _)| *address)) {
+                let Some(body) = bodies.get(encoding) else { return };
+                self.frames(gateway, ids, command, encode::flags(encoding), &body);
+            }
+        }
+    }
+
+    /// As [`Inbound::reply`].
+    pub fn reply(&mut self, request: &Inbound, body: Bytes) {
+        if let Some(entry) = request.reply_entry(body) {
+            self.add(request.link(), entry);
+        }
+    }
+
+    /// As [`Inbound::reply_message`].
+    pub fn reply_message<M: Message + Serialize>(&mut self, request: &Inbound, message: &M) {
+        if let Some(entry) = request.reply_message_entry(message) {
+            self.add(request.link(), entry);
+        }
+    }
+
+    /// As [`Inbound::refuse`].
+    pub fn refuse(&mut self, request: &Inbound, code: Code, reason: &str, retry_after_ms: u32) {
+        let entry = request.refuse_entry(code, reason, retry_after_ms);
+        self.add(request.link(), entry);
+    }
+
+    fn frames(
+        &mut self,
+        gateway: GatewayKey,
+        ids: Vec<u64>,
+        command: u16,
+        flags: Flags,
+        body: &Bytes,
+    ) {
+        let hub = &self.gateways.hub;
+        let Some(link) = hub.shard(gateway).and_then(|shard| shard.stream()) else {
+            return count(&hub.counters.events_skipped, 1);
+        };
+        let frame = |session_ids: Vec<u64>| {
+            Entry::new(Kind::SendFrame(SendFrame {
+                session_ids,
+                command: u32::from(command),
+                flags: u32::from(flags.bits()),
+                request_id: 0,
+                body: body.clone(),
+            }))
+        };
+        if ids.len() <= SESSIONS_PER_FRAME_MAX {
+            return self.add(&link, frame(ids));
+        }
+        for part in ids.chunks(SESSIONS_PER_FRAME_MAX) {
+            self.add(&link, frame(part.to_vec()));
+        }
+    }
+}
+
+impl Batch<'_> {
+    fn add(&mut self, link: &Arc<LinkStream>, entry: Entry) {
+        match self.parts.iter_mut().find(|(known, _)| Arc::ptr_eq(known, link)) {
+            Some((_, entries)) => entries.push(entry),
+            None => self.parts.push((Arc::clone(link), vec![entry])),
+        }
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        for (link, entries) in self.parts.drain(..) {
+            link.push(entries, &self.gateways.hub.counters);
+        }
+    }
+}
+
+/// The session ids of each shard, in the order given. Few shards, so a list is the fastest map.
+fn by_gateway(sessions: impl Iterator<Item = SessionAddress>) -> Vec<(GatewayKey, Vec<u64>)> {
+    let mut grouped: Vec<(GatewayKey, Vec<u64>)> = Vec::new();
+    for address in sessions {
+        match grouped.iter_mut().find(|(gateway, _)| *gateway == address.gateway) {
+            Some((_, ids)) => ids.push(address.session_id),
+            None => grouped.push((address.gateway, vec![address.session_id])),
+        }
+    }
+    grouped
+}
+
+/// A message's bodies, each made when it is first wanted.
+struct Bodies<'a, M> {
+    gateways: &'a Gateways,
+    command: u16,
+    message: &'a M,
+    made: [Option<Option<Bytes>>; 2],
+}
+
+impl<'a, M: Message + Serialize> Bodies<'a, M> {
+    fn new(gateways: &'a Gateways, command: u16, message: &'a M) -> Self {
+        Self { gateways, command, message, made: [None, None] }
+    }
+
+    /// `None` if the message cannot be sent in this encoding; it is counted once.
+    fn get(&mut self, encoding: Encoding) -> Option<Bytes> {
+        let made = &mut self.made[usize::from(encoding == Encoding::Json)];
+        if made.is_none() {
+            *made = Some(match encode::message(self.message, encoding) {
+                Ok(body) => Some(body),
+                Err(error) => {
+                    count(&self.gateways.hub.counters.frames_unsendable, 1);
+                    tracing::error!(%error, command = self.command, "a message cannot be sent");
+                    None
+                }
+            });
+        }
+        made.clone().flatten()
+    }
+}

@@ -1,0 +1,278 @@
+//! The gateways this process knows: their shards, their sessions, and the streams that lead there.
+//!
+//! A [`Shard`] is one life of one gateway shard. It outlives its streams by the lease, so that a
+//! broken link ends no session. Whoever changes its sessions holds its `turn`: the stream's reader,
+//! the lease, or a newer epoch; that is what makes the end of a session happen exactly once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use millrace_protocol::Code;
+use millrace_protocol::link::{Hello, RoomMembership, logic_event::Kind};
+use rustc_hash::FxHashMap;
+use tonic::Status;
+
+use crate::backend::Backend;
+use crate::counters::{Counters, count};
+use crate::outbox::{Entry, LinkStream};
+use crate::rooms::Rooms;
+use crate::session::{GatewayKey, Session, SessionAddress};
+use crate::settings::ServerSettings;
+
+/// How many session ends are told between two chances for other tasks.
+const ENDS_PER_YIELD: usize = 1_024;
+
+/// One life of one gateway shard.
+pub(crate) struct Shard {
+    pub(crate) key: GatewayKey,
+    pub(crate) number: u16,
+    pub(crate) gateway_id: Arc<str>,
+    pub(crate) gateway_epoch: u64,
+    pub(crate) sessions: Mutex<FxHashMap<u64, Arc<Session>>>,
+    /// Where events go; `None` while the stream is away or has not listed its sessions.
+    attached: RwLock<Option<Arc<LinkStream>>>,
+    /// The newest stream that wants to serve this shard.
+    newest: Mutex<Option<Arc<LinkStream>>>,
+    pub(crate) turn: tokio::sync::Mutex<Turn>,
+}
+
+/// What only the holder of the shard's turn may change.
+#[derive(Default)]
+pub(crate) struct Turn {
+    /// Streams so far; a lease that finds another number than it left is void.
+    pub(crate) streams: u64,
+    /// The shard was given up; whoever waited for it must ask for its successor.
+    pub(crate) retired: bool,
+}
+
+impl Shard {
+    pub(crate) fn sessions(&self) -> MutexGuard<'_, FxHashMap<u64, Arc<Session>>> {
+        lock(&self.sessions)
+    }
+
+    pub(crate) fn address(&self, session_id: u64) -> SessionAddress {
+        SessionAddress { gateway: self.key, shard: self.number, session_id }
+    }
+
+    pub(crate) fn stream(&self) -> Option<Arc<LinkStream>> {
+        self.attached.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn attach(&self, stream: Option<Arc<LinkStream>>) {
+        *self.attached.write().unwrap_or_else(PoisonError::into_inner) = stream;
+    }
+
+    /// Makes `link` the stream of this shard; the one before is ended.
+    pub(crate) fn claim(&self, link: &Arc<LinkStream>, counters: &Counters) {
+        let earlier = lock(&self.newest).replace(Arc::clone(link));
+        if let Some(earlier) = earlier
+            && !earlier.is_over()
+        {
+            count(&counters.streams_superseded, 1);
+            earlier.end(Some(Status::aborted("a newer stream of this shard took over")), counters);
+        }
+    }
+
+    /// Ends whatever stream the shard has.
+    fn disconnect(&self, status: Status, counters: &Counters) {
+        let newest = lock(&self.newest).take();
+        if let Some(newest) = newest
+            && !newest.is_over()
+        {
+            count(&counters.streams_superseded, 1);
+            newest.end(Some(status), counters);
+        }
+    }
+}
+
+/// The newest life of a gateway, and what is left of earlier ones.
+struct Gateway {
+    epoch: u64,
+    shards: HashMap<u16, Arc<Shard>>,
+    older: Vec<Arc<Shard>>,
+}
+
+#[derive(Default)]
+struct Directory {
+    next_key: u32,
+    gateways: HashMap<Arc<str>, Gateway>,
+}
+
+/// Everything the streams and the way out share.
+pub(crate) struct Hub {
+    pub(crate) settings: ServerSettings,
+    pub(crate) logic_epoch: u64,
+    pub(crate) counters: Counters,
+    pub(crate) rooms: Mutex<Rooms>,
+    directory: Mutex<Directory>,
+    shards: RwLock<FxHashMap<GatewayKey, Arc<Shard>>>,
+    pub(crate) streams: Mutex<Vec<std::sync::Weak<LinkStream>>>,
+    pub(crate) tasks: tokio_util::task::TaskTracker,
+    /// No lease runs out and no stream is accepted any more.
+    pub(crate) stopping: tokio_util::sync::CancellationToken,
+    /// The listener is closed.
+    pub(crate) stopped: tokio_util::sync::CancellationToken,
+}
+
+impl Hub {
+    pub(crate) fn new(settings: ServerSettings, logic_epoch: u64) -> Self {
+        Self {
+            settings,
+            logic_epoch,
+            counters: Counters::default(),
+            rooms: Mutex::default(),
+            directory: Mutex::default(),
+            shards: RwLock::default(),
+            streams: Mutex::default(),
+            tasks: tokio_util::task::TaskTracker::new(),
+            stopping: tokio_util::sync::CancellationToken::new(),
+            stopped: tokio_util::sync::CancellationToken::new(),
+        }
+    }
+
+    /// The shard a Hello speaks for, made if need be, and the shards of the gateway's earlier lives
+    /// whose sessions have to end first.
+    pub(crate) fn register(&self, hello: &Hello) -> Result<(Arc<Shard>, Vec<Arc<Shard>>), Status> {
+        let Ok(number) = u16::try_from(hello.shard) else {
+            return Err(Status::invalid_argument("the shard's number is above 65535"));
+        };
+        let mut directory = lock(&self.directory);
+        let directory = &mut *directory;
+        if !directory.gateways.contains_key(hello.gateway_id.as_str()) {
+            if directory.gateways.len() >= self.settings.gateways_max {
+                directory.gateways.retain(|_, g| !g.shards.is_empty() || !g.older.is_empty());
+            }
+            if directory.gateways.len() >= self.settings.gateways_max {
+                return Err(Status::resource_exhausted("there are too many gateways already"));
+            }
+        }
+        let name: Arc<str> = hello.gateway_id.as_str().into();
+        let gateway = directory.gateways.entry(name).or_insert_with(|| Gateway {
+            epoch: hello.gateway_epoch,
+            shards: HashMap::new(),
+            older: Vec::new(),
+        });
+        if hello.gateway_epoch < gateway.epoch {
+            return Err(Status::failed_precondition("a newer process of this gateway is known"));
+        }
+        if hello.gateway_epoch > gateway.epoch {
+            gateway.epoch = hello.gateway_epoch;
+            gateway.older.extend(gateway.shards.drain().map(|(_, shard)| shard));
+        }
+        let older = gateway.older.clone();
+        if let Some(shard) = gateway.shards.get(&number) {
+            return Ok((Arc::clone(shard), older));
+        }
+        directory.next_key += 1;
+        let shard = Arc::new(Shard {
+            key: GatewayKey(directory.next_key),
+            number,
+            gateway_id: hello.gateway_id.as_str().into(),
+            gateway_epoch: hello.gateway_epoch,
+            sessions: Mutex::default(),
+            attached: RwLock::default(),
+            newest: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        });
+        gateway.shards.insert(number, Arc::clone(&shard));
+        let mut shards = self.shards.write().unwrap_or_else(PoisonError::into_inner);
+        shards.insert(shard.key, Arc::clone(&shard));
+        Ok((shard, older))
+    }
+
+    /// Gives a shard up: its sessions end now, and a gateway that comes back starts anew.
+    pub(crate) async fn retire<B: Backend>(
+        &self,
+        shard: &Arc<Shard>,
+        turn: &mut Turn,
+        backend: &B,
+        code: Code,
+    ) {
+        turn.retired = true;
+        shard.attach(None);
+        self.shards.write().unwrap_or_else(PoisonError::into_inner).remove(&shard.key);
+        if let Some(gateway) = lock(&self.directory).gateways.get_mut(&shard.gateway_id) {
+            gateway.older.retain(|other| other.key != shard.key);
+            gateway.shards.retain(|_, other| other.key != shard.key);
+        }
+        let sessions = std::mem::take(&mut *shard.sessions());
+        self.end_sessions(sessions.into_values(), backend, code).await;
+    }
+
+    /// Fences an earlier life of a gateway: its stream is ended, its sessions too.
+    pub(crate) async fn fence<B: Backend>(&self, shard: &Arc<Shard>, backend: &B) {
+        let status = Status::failed_precondition("a newer process of this gateway is known");
+        shard.disconnect(status, &self.counters);
+        let mut turn = shard.turn.lock().await;
+        if !turn.retired {
+            self.retire(shard, &mut turn, backend, Code::PeerGone).await;
+        }
+    }
+
+    /// Tells the backend of ends. The sessions must be out of their table already.
+    pub(crate) async fn end_sessions<B: Backend>(
+        &self,
+        sessions: impl IntoIterator<Item = Arc<Session>>,
+        backend: &B,
+        code: Code,
+    ) {
+        for (index, session) in sessions.into_iter().enumerate() {
+            if index % ENDS_PER_YIELD == ENDS_PER_YIELD - 1 {
+                tokio::task::yield_now().await;
+            }
+            self.end_session(session, backend, code);
+        }
+    }
+
+    /// Tells the backend of one end. The session must be out of its table already.
+    pub(crate) fn end_session<B: Backend>(&self, session: Arc<Session>, backend: &B, code: Code) {
+        lock(&self.rooms).forget(session.address);
+        count(&self.counters.sessions_ended, 1);
+        backend.session_ended(session, code);
+    }
+
+    /// States the rooms of a shard's sessions to a stream that has just been attached.
+    pub(crate) fn restate_rooms(&self, shard: &Shard, link: &LinkStream) {
+        let rooms = lock(&self.rooms);
+        let entries = rooms.of_gateway(shard.key).into_iter().map(|(room_id, members)| {
+            Entry::new(Kind::RoomMembership(RoomMembership {
+                room_id: room_id.as_ref().to_owned(),
+                join_session_ids: members,
+                leave_session_ids: Vec::new(),
+            }))
+        });
+        link.push(entries, &self.counters);
+    }
+
+    pub(crate) fn shard(&self, key: GatewayKey) -> Option<Arc<Shard>> {
+        self.shards.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
+    }
+
+    pub(crate) fn all_shards(&self) -> Vec<Arc<Shard>> {
+        self.shards.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Queues events for a shard; without a stream they are skipped and counted.
+    pub(crate) fn push(&self, key: GatewayKey, entries: Vec<Entry>) {
+        match self.shard(key).and_then(|shard| shard.stream()) {
+            Some(link) => link.push(entries, &self.counters),
+            None => count(&self.counters.events_skipped, entries.len() as u64),
+        }
+    }
+
+    /// Remembers a stream until it is dropped, for the shutdown.
+    pub(crate) fn remember(&self, link: &Arc<LinkStream>) {
+        let mut streams = lock(&self.streams);
+        streams.retain(|stream| stream.strong_count() > 0);
+        streams.push(Arc::downgrade(link));
+    }
+
+    pub(crate) fn all_streams(&self) -> Vec<Arc<LinkStream>> {
+        lock(&self.streams).iter().filter_map(std::sync::Weak::upgrade).collect()
+    }
+}
+
+/// The data under our locks is whole after every statement, so a panic elsewhere spoils nothing.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,640 @@
+//! The life of one stream: Hello, the list of sessions, then logins and frames until it ends; after
+//! that the lease. One task per stream does all of it, so its calls of the backend are in order.
+//!
+//! What a gateway sends against the contract ends its stream with a status that says so; it never
+//! panics and never touches another stream.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use millrace_protocol::frame::Flags;
+use millrace_protocol::link::{
+    ClientFrame, ConnectRequest, Credit, GatewayEvent, Hello, HelloReply, LoginRequest,
+    LoginResult, RefreshRequest, RefreshResult, Session as ListedSession, SessionEnded,
+    gateway_event, logic_event::Kind,
+};
+use millrace_protocol::{Code, limits};
+use tokio::sync::futures::Notified;
+use tokio::time::Instant;
+use tonic::{Status, Streaming};
+
+use crate::backend::{Accepted, Backend, Inbound, Login, Refused};
+use crate::counters::count;
+use crate::hub::{Hub, Shard, Turn};
+use crate::outbox::{Entry, LinkStream};
+use crate::session::{Session, SessionAddress};
+
+/// Shortest lease a gateway may ask for; below it a busy machine would lose streams by chance.
+const LEASE_MS_MIN: u32 = 100;
+
+/// How a stream ended.
+enum End {
+    /// The gateway, the connection, or somebody here closed it.
+    Gone,
+    /// Nothing was heard for the lease.
+    Silent,
+    /// The gateway broke the contract.
+    Violation(Status),
+}
+
+/// Serves one stream from its first batch to the start of its lease.
+pub(crate) async fn serve<B: Backend>(
+    hub: Arc<Hub>,
+    backend: Arc<B>,
+    link: Arc<LinkStream>,
+    mut inbound: Streaming<ConnectRequest>,
+) {
+    let (hello, first) = match first_batch(&hub, &link, &mut inbound).await {
+        Ok(Some(first)) => first,
+        Ok(None) => return link.end(None, &hub.counters),
+        Err(status) => {
+            count(&hub.counters.streams_violated, 1);
+            return link.end(Some(status), &hub.counters);
+        }
+    };
+    loop {
+        let (shard, older) = match hub.register(&hello) {
+            Ok(registered) => registered,
+            Err(status) => {
+                tracing::warn!(gateway = %hello.gateway_id, epoch = hello.gateway_epoch, %status,
+                    "a gateway's stream is refused");
+                count(&hub.counters.streams_superseded, 1);
+                return link.end(Some(status), &hub.counters);
+            }
+        };
+        for earlier in older {
+            hub.fence(&earlier, &*backend).await;
+        }
+        shard.claim(&link, &hub.counters);
+        let mut turn = shard.turn.lock().await;
+        if turn.retired {
+            continue;
+        }
+        if link.is_over() {
+            return;
+        }
+        turn.streams += 1;
+        let stream = turn.streams;
+        let lease = lease(&hub, &hello);
+        let mut reader = Reader::new(&hub, &backend, &shard, &link, lease);
+        reader.open(&hello);
+        // A panic in the backend costs this stream, not the sessions' ends.
+        let end = AssertUnwindSafe(reader.run(first, &mut inbound)).catch_unwind().await;
+        drop(reader);
+        let end = end.unwrap_or_else(|_| {
+            End::Violation(Status::internal("the backend failed on a frame of this stream"))
+        });
+        return close(&hub, &backend, &shard, &mut turn, &link, (stream, lease), end).await;
+    }
+}
+
+/// Waits for the Hello. `None`: the stream ended without one.
+async fn first_batch(
+    hub: &Hub,
+    link: &LinkStream,
+    inbound: &mut Streaming<ConnectRequest>,
+) -> Result<Option<(Hello, ConnectRequest)>, Status> {
+    let patience = Duration::from_millis(u64::from(hub.settings.lease_ms));
+    let deadline = tokio::time::sleep(patience);
+    tokio::pin!(deadline);
+    let mut batch = loop {
+        let received = tokio::select! {
+            received = inbound.message() => received,
+            () = &mut deadline => return Err(Status::deadline_exceeded("no Hello in time")),
+            () = link.changed.notified() => return Ok(None),
+        };
+        match received {
+            Ok(Some(batch)) if batch.events.is_empty() => {}
+            Ok(Some(batch)) => break batch,
+            Ok(None) | Err(_) => return Ok(None),
+        }
+    };
+    if batch.sequence != 1 {
+        return Err(Status::invalid_argument("the first event must have the number 1"));
+    }
+    let first = batch.events.remove(0);
+    let Some(gateway_event::Kind::Hello(hello)) = first.kind else {
+        return Err(Status::invalid_argument("the first event must be Hello"));
+    };
+    if hello.gateway_id.is_empty() {
+        return Err(Status::invalid_argument("Hello without a gateway_id"));
+    }
+    if hello.window.is_none_or(|window| window.frames == 0 || window.bytes == 0) {
+        return Err(Status::invalid_argument("Hello without a window: nothing could be sent"));
+    }
+    batch.sequence = 2;
+    Ok(Some((hello, batch)))
+}
+
+/// The lease of a stream: ours, or less if the gateway asks for less.
+fn lease(hub: &Hub, hello: &Hello) -> Duration {
+    let asked = if hello.lease_ms == 0 { u32::MAX } else { hello.lease_ms };
+    Duration::from_millis(u64::from(hub.settings.lease_ms.min(asked).max(LEASE_MS_MIN)))
+}
+
+/// Ends the stream and starts the lease of what it leaves behind.
+async fn close<B: Backend>(
+    hub: &Arc<Hub>,
+    backend: &Arc<B>,
+    shard: &Arc<Shard>,
+    turn: &mut Turn,
+    link: &Arc<LinkStream>,
+    (stream, lease): (u64, Duration),
+    end: End,
+) {
+    shard.attach(None);
+    let status = match end {
+        End::Gone => None,
+        End::Silent => {
+            count(&hub.counters.streams_silent, 1);
+            Some(Status::deadline_exceeded("nothing was heard for the lease"))
+        }
+        End::Violation(ref status) => {
+            count(&hub.counters.streams_violated, 1);
+            Some(status.clone())
+        }
+    };
+    let sessions = shard.sessions().len();
+    tracing::info!(gateway = %shard.gateway_id, shard = shard.number, sessions,
+        status = status.as_ref().map(Status::message), "a gateway's stream ended");
+    link.end(status, &hub.counters);
+    if hub.stopping.is_cancelled() {
+        return;
+    }
+    if matches!(end, End::Silent) || sessions == 0 {
+        if sessions > 0 {
+            count(&hub.counters.leases_expired, 1);
+        }
+        return hub.retire(shard, turn, &**backend, Code::PeerGone).await;
+    }
+    let (hub, backend, shard) = (Arc::clone(hub), Arc::clone(backend), Arc::clone(shard));
+    let tasks = hub.tasks.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = tokio::time::sleep(lease) => {}
+            () = hub.stopping.cancelled() => return,
+        }
+        let mut turn = shard.turn.lock().await;
+        if turn.streams == stream && !turn.retired {
+            count(&hub.counters.leases_expired, 1);
+            tracing::warn!(gateway = %shard.gateway_id, shard = shard.number, sessions,
+                "a gateway's lease ran out");
+            hub.retire(&shard, &mut turn, &*backend, Code::PeerGone).await;
+        }
+    });
+}
+
+/// What a login or refresh came to.
+enum Decided {
+    Login { request: Box<Login>, answer: Result<Accepted, Refused> },
+    Refresh { session: Arc<Session>, request_id: u32, answer: Result<i64, Refused> },
+}
+
+struct Reader<'a, B> {
+    hub: &'a Arc<Hub>,
+    backend: &'a Arc<B>,
+    shard: &'a Arc<Shard>,
+    link: &'a Arc<LinkStream>,
+    lease: Duration,
+    /// Number of the next event.
+    sequence: u64,
+    /// Credit the gateway has used so far.
+    used_frames: u64,
+    used_bytes: u64,
+    /// The sessions listed so far; `None` once the list is complete.
+    listing: Option<Vec<ListedSession>>,
+    deciding: FuturesUnordered<BoxFuture<'static, Decided>>,
+}
+
+impl<'a, B: Backend> Reader<'a, B> {
+    fn new(
+        hub: &'a Arc<Hub>,
+        backend: &'a Arc<B>,
+        shard: &'a Arc<Shard>,
+        link: &'a Arc<LinkStream>,
+        lease: Duration,
+    ) -> Self {
+        Self {
+            hub,
+            backend,
+            shard,
+            link,
+            lease,
+            sequence: 2,
+            used_frames: 0,
+            used_bytes: 0,
+            listing: Some(Vec::new()),
+            deciding: FuturesUnordered::new(),
+        }
+    }
+
+    /// Answers the Hello.
+    fn open(&self, hello: &Hello) {
+        let (hub, settings) = (self.hub, &self.hub.settings);
+        count(&hub.counters.streams_opened, 1);
+        tracing::info!(gateway = %hello.gateway_id, epoch = hello.gateway_epoch, shard = hello.shard,
+            "a gateway shard connected");
+        let lease_ms = u32::try_from(self.lease.as_millis()).unwrap_or(u32::MAX);
+        self.link.open_window(hello.window.unwrap_or_default(), lease_ms / 3);
+        let reply = HelloReply {
+            logic_id: settings.logic_id.clone(),
+            logic_epoch: hub.logic_epoch,
+            lease_ms,
+            window: Some(Credit {
+                frames: settings.window_frames_max,
+                bytes: settings.window_bytes_max,
+            }),
+        };
+        self.link.push([Entry::new(Kind::HelloReply(reply))], &hub.counters);
+    }
+
+    async fn run(&mut self, first: ConnectRequest, inbound: &mut Streaming<ConnectRequest>) -> End {
+        if let Err(status) = self.batch(first).await {
+            return End::Violation(status);
+        }
+        let link = Arc::clone(self.link);
+        let changed = link.changed.notified();
+        let silence = tokio::time::sleep(self.lease);
+        tokio::pin!(changed, silence);
+        let mut heard = Instant::now();
+        loop {
+            if link.is_over() {
+                return End::Gone;
+            }
+            tokio::select! {
+                biased;
+                () = &mut changed => renew(changed.as_mut(), &link),
+                Some(decided) = self.deciding.next(),
+                    if self.listing.is_none() && !self.deciding.is_empty() => self.decided(decided),
+                received = inbound.message(), if !link.is_reading_stopped() => {
+                    match received {
+                        Ok(Some(batch)) => {
+                            if let Err(status) = self.batch(batch).await {
+                                return End::Violation(status);
+                            }
+                        }
+                        Ok(None) => return End::Gone,
+                        Err(status) => {
+                            tracing::debug!(%status, "a gateway's stream broke");
+                            return End::Gone;
+                        }
+                    }
+                    // While a batch was worked on nobody listened: that time is not the gateway's.
+                    heard = Instant::now();
+                }
+                () = &mut silence => {
+                    if link.is_reading_stopped() {
+                        heard = Instant::now();
+                    } else if heard.elapsed() >= self.lease {
+                        return End::Silent;
+                    }
+                    silence.as_mut().reset(heard + self.lease);
+                }
+            }
+        }
+    }
+
+    /// Works a batch off: credit, the list, logins, then its frames, then its ends. An end comes
+    /// after the frames of its session because a gateway sends none of a session that ended.
+    async fn batch(&mut self, batch: ConnectRequest) -> Result<(), Status> {
+        if let Some(credit) = batch.credit {
+            self.link.add_credit(credit);
+        }
+        if batch.events.is_empty() {
+            return Ok(());
+        }
+        if batch.sequence != self.sequence {
+            let (found, expected) = (batch.sequence, self.sequence);
+            return Err(Status::data_loss(format!("event {found} came instead of {expected}")));
+        }
+        self.sequence += batch.events.len() as u64;
+        let mut frames = Vec::new();
+        let mut ended = Vec::new();
+        let sessions = Arc::clone(self.shard);
+        for GatewayEvent { kind } in batch.events {
+            use gateway_event::Kind as Event;
+            match kind {
+                Some(Event::Frame(frame)) => {
+                    if self.listing.is_some() {
+                        return Err(Status::invalid_argument("a frame before SessionsComplete"));
+                    }
+                    let session = sessions.sessions().get(&frame.session_id).cloned();
+                    if let Some(inbound) = self.frame(frame, session)? {
+                        frames.push(inbound);
+                    }
+                }
+                Some(Event::Login(login)) => self.login(login),
+                Some(Event::Refresh(refresh)) => self.refresh(refresh)?,
+                Some(Event::SessionEnded(end)) => match &mut self.listing {
+                    Some(listed) => {
+                        listed.retain(|session| session.session_id != end.session_id);
+                        self.end(end);
+                    }
+                    None => ended.push(end),
+                },
+                Some(Event::Session(session)) => match &mut self.listing {
+                    Some(listed) if listed.len() < self.hub.settings.sessions_max => {
+                        listed.push(session);
+                    }
+                    Some(_) => {
+                        return Err(Status::resource_exhausted("the list of sessions is too long"));
+                    }
+                    None => {
+                        return Err(Status::invalid_argument("a Session after SessionsComplete"));
+                    }
+                },
+                Some(Event::SessionsComplete(complete)) => {
+                    let Some(listed) = self.listing.take() else {
+                        return Err(Status::invalid_argument("a second SessionsComplete"));
+                    };
+                    tracing::debug!(
+                        sessions = listed.len(),
+                        announced = complete.sessions,
+                        "a gateway listed its sessions"
+                    );
+                    self.reconcile(listed).await;
+                }
+                Some(Event::Hello(_)) => return Err(Status::invalid_argument("a second Hello")),
+                // A newer gateway may know events that we do not.
+                None => {}
+            }
+        }
+        if !frames.is_empty() {
+            count(&self.hub.counters.frames_received, frames.len() as u64);
+            self.backend.frames(frames).await;
+        }
+        for end in ended {
+            self.end(end);
+        }
+        Ok(())
+    }
+
+    /// A session is over; one we do not know is over already.
+    fn end(&self, end: SessionEnded) {
+        let session = self.shard.sessions().remove(&end.session_id);
+        if let Some(session) = session {
+            let code = Code::from_number(end.code).unwrap_or(Code::PeerGone);
+            self.hub.end_session(session, &**self.backend, code);
+        }
+    }
+
+    /// Compares the gateway's list with ours: what it does not list has ended, what we do not know
+    /// starts, the rest is kept.
+    async fn reconcile(&mut self, listed: Vec<ListedSession>) {
+        let shard = self.shard;
+        let (mut started, mut kept, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        {
+            let mut sessions = shard.sessions();
+            let mut before = std::mem::take(&mut *sessions);
+            for entry in listed {
+                let session = match before.remove(&entry.session_id) {
+                    Some(known) if *known.user_id == *entry.user_id => {
+                        kept.push(Arc::clone(&known));
+                        known
+                    }
+                    other => {
+                        gone.extend(other);
+                        let new =
+                            Session::listed(shard.key, shard.number, &shard.gateway_id, entry);
+                        let new = Arc::new(new);
+                        started.push(Arc::clone(&new));
+                        new
+                    }
+                };
+                sessions.insert(session.address.session_id, session);
+            }
+            gone.extend(before.into_values());
+        }
+        self.hub.end_sessions(gone, &**self.backend, Code::PeerGone).await;
+        self.backend.sessions_returning(&kept);
+        shard.attach(Some(Arc::clone(self.link)));
+        self.hub.restate_rooms(shard, self.link);
+        self.backend.sessions_replayed(started, kept);
+    }
+
+    /// Takes a client's frame, checks it against the credit, and finds its session.
+    fn frame(
+        &mut self,
+        frame: ClientFrame,
+        session: Option<Arc<Session>>,
+    ) -> Result<Option<Inbound>, Status> {
+        let bytes = frame.body.len() as u64;
+        self.used_frames += 1;
+        self.used_bytes += bytes;
+        let granted_bytes = self.link.granted_bytes.load(Ordering::Acquire);
+        if self.used_frames > self.link.granted_frames.load(Ordering::Acquire)
+            || self.used_bytes > granted_bytes + u64::from(limits::BODY_BYTES_MAX_CEILING)
+        {
+            return Err(Status::resource_exhausted("more frames than the credit allows"));
+        }
+        let counters = &self.hub.counters;
+        let Some(session) = session else {
+            count(&counters.frames_of_unknown_sessions, 1);
+            self.link.return_credit(1, bytes);
+            return Ok(None);
+        };
+        let command = u16::try_from(frame.command).ok();
+        let flags = u8::try_from(frame.flags).ok().and_then(Flags::from_bits);
+        let (Some(command), Some(flags)) = (command, flags) else {
+            count(&counters.frames_malformed, 1);
+            self.link.return_credit(1, bytes);
+            return Ok(None);
+        };
+        Ok(Some(Inbound {
+            session,
+            command,
+            flags,
+            request_id: frame.request_id,
+            body: frame.body,
+            link: Arc::clone(self.link),
+            hub: Arc::clone(self.hub),
+            credit_bytes: bytes,
+            answered: AtomicBool::new(false),
+        }))
+    }
+
+    fn login(&mut self, request: LoginRequest) {
+        let address = self.shard.address(request.session_id);
+        let (transport, encoding) = (request.transport(), request.encoding());
+        let login = Login {
+            user_id: request.user_id,
+            token: request.token,
+            device_id: request.device_id,
+            platform: request.platform,
+            client_version: request.client_version,
+            timestamp_ms: request.timestamp_ms,
+            nonce: request.nonce,
+            resume_token: request.resume_token,
+            remote_address: request.remote_address,
+            transport,
+            encoding,
+            address,
+        };
+        self.make_room();
+        if self.deciding.len() >= self.hub.settings.logins_max {
+            return self.refuse_login(address, &self.busy());
+        }
+        let backend = Arc::clone(self.backend);
+        self.deciding.push(
+            async move {
+                let answer = backend.login(login.clone()).await;
+                Decided::Login { request: Box::new(login), answer }
+            }
+            .boxed(),
+        );
+    }
+
+    fn refresh(&mut self, request: RefreshRequest) -> Result<(), Status> {
+        if self.listing.is_some() {
+            return Err(Status::invalid_argument("a refresh before SessionsComplete"));
+        }
+        let session = self.shard.sessions().get(&request.session_id).cloned();
+        let Some(session) = session else {
+            let refused = Refused::from(Code::NotLoggedIn);
+            self.answer_refresh(request.session_id, request.request_id, Err(refused));
+            return Ok(());
+        };
+        self.make_room();
+        if self.deciding.len() >= self.hub.settings.logins_max {
+            let busy = self.busy();
+            self.answer_refresh(request.session_id, request.request_id, Err(busy));
+            return Ok(());
+        }
+        let (backend, asked) = (Arc::clone(self.backend), Arc::clone(&session));
+        self.deciding.push(
+            async move {
+                let answer = backend.refresh(asked, request.token).await;
+                Decided::Refresh { session, request_id: request.request_id, answer }
+            }
+            .boxed(),
+        );
+        Ok(())
+    }
+
+    /// Before anything is refused for want of room: what needs no waiting is decided right away.
+    fn make_room(&mut self) {
+        if self.listing.is_some() || self.deciding.len() < self.hub.settings.logins_max {
+            return;
+        }
+        while let Some(Some(decided)) = self.deciding.next().now_or_never() {
+            self.decided(decided);
+        }
+    }
+
+    fn busy(&self) -> Refused {
+        Refused::new(Code::OverCapacity, "too many logins at the same time")
+            .retry_after(self.hub.settings.retry_after_ms)
+    }
+
+    fn decided(&mut self, decided: Decided) {
+        match decided {
+            Decided::Login { request, answer: Ok(accepted) } => self.accept(*request, accepted),
+            Decided::Login { request, answer: Err(refused) } => {
+                self.refuse_login(request.address, &refused);
+            }
+            Decided::Refresh { session, request_id, answer } => {
+                if let Ok(expires_at_ms) = answer {
+                    let renewed = Session { expires_at_ms, ..Session::clone(&session) };
+                    let mut sessions = self.shard.sessions();
+                    if let Some(known) = sessions.get_mut(&session.address.session_id) {
+                        *known = Arc::new(renewed);
+                    }
+                }
+                self.answer_refresh(session.address.session_id, request_id, answer);
+            }
+        }
+    }
+
+    /// The session starts: its answer is queued, then the backend may send to it.
+    fn accept(&self, login: Login, accepted: Accepted) {
+        let SessionAddress { session_id, .. } = login.address;
+        let session = Arc::new(Session {
+            address: login.address,
+            gateway_id: Arc::clone(&self.shard.gateway_id),
+            user_id: accepted.user_id.as_str().into(),
+            device_id: login.device_id,
+            platform: login.platform,
+            transport: login.transport,
+            encoding: login.encoding,
+            logged_in_at_ms: now_ms(),
+            expires_at_ms: accepted.expires_at_ms,
+            state: accepted.state.clone(),
+        });
+        let refusal = {
+            let mut sessions = self.shard.sessions();
+            if sessions.contains_key(&session_id) {
+                Some(Refused::from(Code::AlreadyLoggedIn))
+            } else if sessions.len() >= self.hub.settings.sessions_max {
+                Some(
+                    Refused::from(Code::OverCapacity).retry_after(self.hub.settings.retry_after_ms),
+                )
+            } else {
+                sessions.insert(session_id, Arc::clone(&session));
+                None
+            }
+        };
+        if let Some(refused) = refusal {
+            return self.refuse_login(login.address, &refused);
+        }
+        count(&self.hub.counters.logins_accepted, 1);
+        let result = LoginResult {
+            session_id,
+            code: Code::Ok.number(),
+            reason: String::new(),
+            retry_after_ms: 0,
+            user_id: accepted.user_id,
+            heartbeat_interval_ms: accepted.heartbeat_interval_ms,
+            idle_timeout_ms: accepted.idle_timeout_ms,
+            expires_at_ms: accepted.expires_at_ms,
+            resume_token: accepted.resume_token,
+            state: accepted.state,
+        };
+        self.link.push([Entry::new(Kind::LoginResult(result))], &self.hub.counters);
+        self.backend.session_started(session);
+    }
+
+    fn refuse_login(&self, address: SessionAddress, refused: &Refused) {
+        count(&self.hub.counters.logins_refused, 1);
+        let result = LoginResult {
+            session_id: address.session_id,
+            code: refusal_number(refused.code),
+            reason: refused.reason.clone(),
+            retry_after_ms: refused.retry_after_ms,
+            ..LoginResult::default()
+        };
+        self.link.push([Entry::new(Kind::LoginResult(result))], &self.hub.counters);
+    }
+
+    fn answer_refresh(&self, session_id: u64, request_id: u32, answer: Result<i64, Refused>) {
+        let mut result = RefreshResult { session_id, request_id, ..RefreshResult::default() };
+        match answer {
+            Ok(expires_at_ms) => result.expires_at_ms = expires_at_ms,
+            Err(refused) => {
+                result.code = refusal_number(refused.code);
+                result.reason = refused.reason;
+            }
+        }
+        self.link.push([Entry::new(Kind::RefreshResult(result))], &self.hub.counters);
+    }
+}
+
+/// A refusal must not read as a success, even if a backend made it out of `Code::Ok`.
+fn refusal_number(code: Code) -> u32 {
+    if code == Code::Ok { Code::Internal.number() } else { code.number() }
+}
+
+/// Waits for the next change; a change that came in between is not lost, [`tokio::sync::Notify`]
+/// keeps one.
+fn renew<'a>(mut changed: std::pin::Pin<&mut Notified<'a>>, link: &'a LinkStream) {
+    changed.set(link.changed.notified());
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
