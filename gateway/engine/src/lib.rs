@@ -1,3 +1,32 @@
-//! The sans-IO gateway engine.
+//! The sans-IO gateway engine: everything a shard of the gateway decides, and nothing it does.
+//!
+//! [`Engine`] is handed what happened (`accepted`, `received`, `sent`, `closed`, `tick`,
+//! `from_logic`) with the time at which it happened, and says what is to be done: effects on
+//! sockets ([`Engine::poll_effect`]), bytes to send ([`Engine::take_send`]) and batches for logic
+//! ([`Engine::take_link_batch`]). It opens no socket, reads no clock and rolls no dice, so the
+//! same code runs over io_uring and under a simulator.
+//!
+//! The rooms, from the outside in:
+//! - [`Settings`], [`Effect`], [`Counters`]: the boundary
+//! - [`transport`]: bytes to messages and back, without sessions; usable on its own
+//! - `engine/`: what a connection goes through, one file for each part of its life
+//! - `connection`, `link`, `room`: what is kept for a connection, a stream to logic, a room
+//! - `slab`, `timer_wheel`: where it is kept
+//!
+//! Bodies of commands from 0x0100 on are never looked into. Logic decides about every login.
 
+mod connection;
+mod counters;
+mod effect;
+mod engine;
+mod link;
+mod room;
+mod settings;
+mod slab;
+mod timer_wheel;
 pub mod transport;
+
+pub use counters::{Counters, Dropped, Traffic};
+pub use effect::{ConnectionId, Effect, LinkId, Now, TransportKind};
+pub use engine::Engine;
+pub use settings::{Drain, GatewayIdentity, Settings, SlowConsumer};

@@ -213,6 +213,7 @@ fn answer<'a>(
 }
 
 /// Collects the request head and reads it once it is whole.
+#[expect(clippy::box_collection, reason = "the enum it lives in is to stay at 16 bytes")]
 fn read_head(
     held: &mut Option<Box<Vec<u8>>>,
     input: &[u8],

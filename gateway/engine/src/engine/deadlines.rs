@@ -1,0 +1,78 @@
+//! What happens because time passes: login deadline, idle timeout, token expiry, linger.
+
+use millrace_protocol::Code;
+
+use super::{Engine, closing::Farewell};
+use crate::{
+    Now,
+    connection::{Facts, Phase},
+    effect::ConnectionId,
+};
+
+impl Engine {
+    /// Time has passed. To be called at [`Self::next_deadline_ms`]; earlier or later is not wrong.
+    pub fn tick(&mut self, now: Now) {
+        self.now = now;
+        while let Some(slot) = self.timers.pop(now.monotonic_ms) {
+            if let Some(id) = self.id_in_slot(slot) {
+                self.deadline(id);
+            }
+        }
+        self.drain_on();
+    }
+
+    /// The moment of [`Now::monotonic_ms`] at which [`Self::tick`] and
+    /// [`Self::take_link_batch`] are due.
+    pub fn next_deadline_ms(&self) -> Option<u64> {
+        let heartbeat = self.link.as_ref().map(|link| link.heartbeat_at_ms);
+        [self.timers.next_deadline_ms(), heartbeat, self.next_drain_ms()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// A connection's timer has fired.
+    fn deadline(&mut self, id: ConnectionId) {
+        let now = self.now;
+        let Some(connection) = self.get_mut(id) else { return };
+        match connection.phase {
+            Phase::AwaitingLogin | Phase::LoginPending => {
+                self.end_for(id, Code::LoginTimeout);
+            }
+            Phase::Active => {
+                connection.refusals = 0;
+                if connection.has(Facts::PAUSED) {
+                    // We do not listen, so silence proves nothing.
+                    connection.note_received(now);
+                }
+                if connection.expires_at_ms != 0 && connection.expires_at_ms <= now.unix_ms {
+                    self.end_for(id, Code::TokenExpired);
+                } else if connection.silence_ms(now) >= connection.idle_timeout_ms {
+                    self.end_for(id, Code::IdleTimeout);
+                } else {
+                    self.arm_active(id);
+                }
+            }
+            Phase::Closing => self.emit_close(id),
+            Phase::Closed => {}
+        }
+    }
+
+    fn end_for(&mut self, id: ConnectionId, code: Code) {
+        self.close(id, code.number(), Farewell::error(0, code.sentence()));
+    }
+
+    /// Arms the timer of a logged-in connection for the next moment at which it can be idle or
+    /// expired.
+    pub(super) fn arm_active(&mut self, id: ConnectionId) {
+        let now = self.now;
+        let Some(connection) = self.get_mut(id) else { return };
+        let idle_in = connection.idle_timeout_ms.saturating_sub(connection.silence_ms(now));
+        let mut due_in = u64::from(idle_in);
+        if connection.expires_at_ms != 0 {
+            let expires_in = connection.expires_at_ms.saturating_sub(now.unix_ms);
+            due_in = due_in.min(u64::try_from(expires_in).unwrap_or(0));
+        }
+        self.timers.arm(id.slot(), now.monotonic_ms + due_in);
+    }
+}

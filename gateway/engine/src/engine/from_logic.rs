@@ -1,0 +1,211 @@
+//! What logic says: frames for sessions and rooms, decisions, memberships, ends of sessions.
+//!
+//! Logic is trusted with content but not with correctness: what breaks the contract, or names a
+//! session that has ended, is counted and skipped.
+
+use millrace_protocol::{
+    Code,
+    frame::Flags,
+    limits,
+    link::{
+        CloseSession, ConnectResponse, HelloReply, RoomFrame, RoomMembership, SendFrame,
+        logic_event::Kind,
+    },
+};
+
+use super::{Engine, closing::Farewell, outbound::Shared};
+use crate::{Dropped, LinkId, Now, effect::ConnectionId, room::Full};
+
+impl Engine {
+    /// A batch from logic.
+    pub fn from_logic(&mut self, now: Now, link: LinkId, batch: ConnectResponse) {
+        self.now = now;
+        let events = batch.events.len() as u64;
+        self.counters.link_events_in += events;
+        let Some(active) = self.link.as_mut().filter(|active| active.id == link) else {
+            self.counters.dropped[Dropped::LinkContract as usize] += events;
+            return;
+        };
+        if batch.sequence != active.sequence_expected {
+            self.counters.link_sequence_gaps += 1;
+        }
+        active.sequence_expected = batch.sequence.saturating_add(events);
+        for event in batch.events {
+            match event.kind {
+                Some(kind) => self.logic_event(kind),
+                None => self.counters.drop_one(Dropped::LinkContract),
+            }
+        }
+        if let Some(credit) = batch.credit
+            && let Some(active) = &mut self.link
+        {
+            active.give_back(credit);
+        }
+        self.resume_waiting();
+    }
+
+    fn logic_event(&mut self, kind: Kind) {
+        let is_ready = self.link.as_ref().is_some_and(|link| link.is_ready);
+        if let Kind::HelloReply(reply) = kind {
+            return self.hello_reply(&reply);
+        }
+        if !is_ready {
+            return self.counters.drop_one(Dropped::LinkContract);
+        }
+        match kind {
+            Kind::LoginResult(result) => self.login_result(result),
+            Kind::RefreshResult(result) => self.refresh_result(result),
+            Kind::SendFrame(frame) => self.send_frame(frame),
+            Kind::RoomFrame(frame) => self.room_frame(frame),
+            Kind::RoomMembership(change) => self.room_membership(&change),
+            Kind::CloseSession(close) => self.close_session(&close),
+            // The stream will end, and that is dealt with when it does: whatever logic still
+            // answers until then is not to be refused here.
+            Kind::Draining(_) | Kind::HelloReply(_) => {}
+        }
+    }
+
+    fn hello_reply(&mut self, reply: &HelloReply) {
+        match &mut self.link {
+            Some(link) if !link.is_ready => link.ready(reply.window.unwrap_or_default()),
+            _ => self.counters.drop_one(Dropped::LinkContract),
+        }
+    }
+
+    fn owe(&mut self, body_bytes: usize) {
+        if let Some(link) = &mut self.link {
+            link.owe(body_bytes);
+        }
+    }
+
+    fn send_frame(&mut self, frame: SendFrame) {
+        self.owe(frame.body.len());
+        let Some((command, flags)) = header(frame.command, frame.flags, frame.body.len()) else {
+            return self.counters.drop_one(Dropped::LinkContract);
+        };
+        if let [session_id] = frame.session_ids[..] {
+            let id = ConnectionId::from_raw(session_id);
+            if !self.is_active(id) {
+                self.counters.drop_one(Dropped::SessionUnknown);
+            } else if frame.request_id != 0 && !self.answer_request(id, frame.request_id) {
+                self.counters.drop_one(Dropped::RequestUnknown);
+            } else {
+                self.push_frame(id, command, flags, frame.request_id, &frame.body);
+            }
+            return;
+        }
+        if frame.request_id != 0 {
+            // A reply belongs to one session.
+            return self.counters.drop_one(Dropped::LinkContract);
+        }
+        let mut shared = Shared::new(command, flags, frame.body);
+        for session_id in frame.session_ids {
+            let id = ConnectionId::from_raw(session_id);
+            if self.is_active(id) {
+                self.push_shared(id, &mut shared);
+            } else {
+                self.counters.drop_one(Dropped::SessionUnknown);
+            }
+        }
+    }
+
+    fn room_frame(&mut self, frame: RoomFrame) {
+        self.owe(frame.body_protobuf.len() + frame.body_json.len());
+        let bytes = frame.body_protobuf.len().max(frame.body_json.len());
+        let Some((command, flags)) = header(frame.command, frame.flags, bytes) else {
+            return self.counters.drop_one(Dropped::LinkContract);
+        };
+        let Some(room) = self.rooms.find(&frame.room_id) else { return };
+        let mut protobuf = Shared::new(command, without_json(flags), frame.body_protobuf);
+        let mut json = Shared::new(command, flags.with(Flags::JSON), frame.body_json);
+        // From the last to the first, because a slow consumer is removed on the way.
+        for index in (0..self.rooms.members_of(room).len()).rev() {
+            let Some(id) = self.rooms.members_of(room).get(index).copied() else { continue };
+            if id.raw() == frame.except_session_id {
+                continue;
+            }
+            let shared = if self.encoding_is_json(id) { &mut json } else { &mut protobuf };
+            if !shared.is_empty() {
+                self.push_shared(id, shared);
+            }
+        }
+    }
+
+    fn room_membership(&mut self, change: &RoomMembership) {
+        for session_id in &change.join_session_ids {
+            self.join_room(ConnectionId::from_raw(*session_id), &change.room_id);
+        }
+        for session_id in &change.leave_session_ids {
+            let id = ConnectionId::from_raw(*session_id);
+            let held = self.get(id).map_or(&[][..], |connection| connection.rooms());
+            if let Some(position) = self.rooms.position(&change.room_id, held) {
+                self.leave_room_at(id, position);
+            }
+        }
+    }
+
+    fn join_room(&mut self, id: ConnectionId, room_id: &str) {
+        let Some(connection) = self.get(id).filter(|connection| connection.is_active()) else {
+            return self.counters.drop_one(Dropped::SessionUnknown);
+        };
+        let held = connection.rooms();
+        if self.rooms.position(room_id, held).is_some() {
+            return;
+        }
+        let rooms_max = self.settings.rooms_per_connection_max as usize;
+        let joined = if held.len() < rooms_max { self.rooms.join(room_id, id) } else { Err(Full) };
+        match joined {
+            Ok(membership) => {
+                if let Some(connection) = self.get_mut(id) {
+                    connection.add_room(membership);
+                }
+            }
+            Err(Full) => {
+                self.counters.drop_one(Dropped::RoomLimit);
+                let reason = "too many rooms; this one was not joined";
+                self.error(id, 0, Code::OverCapacity, reason, 0);
+            }
+        }
+        self.count_rooms();
+    }
+
+    /// Removes the session from the room at this position of its own list.
+    pub(super) fn leave_room_at(&mut self, id: ConnectionId, position: usize) {
+        let Some(connection) = self.get_mut(id) else { return };
+        let Some(membership) = connection.remove_room(position) else { return };
+        if let Some(moved) = self.rooms.leave(membership)
+            && let Some(connection) = self.get_mut(moved.member)
+        {
+            moved.apply(connection.rooms_mut());
+        }
+        self.count_rooms();
+    }
+
+    fn count_rooms(&mut self) {
+        self.counters.rooms = u64::from(self.rooms.len());
+        self.counters.room_members = self.rooms.members();
+    }
+
+    fn close_session(&mut self, close: &CloseSession) {
+        let id = ConnectionId::from_raw(close.session_id);
+        if !self.is_active(id) {
+            return self.counters.drop_one(Dropped::SessionUnknown);
+        }
+        let known = Code::from_number(close.code).unwrap_or(Code::Kicked);
+        let reason = if close.reason.is_empty() { known.sentence() } else { &close.reason };
+        self.close(id, close.code, Farewell::Kick { reason });
+    }
+}
+
+fn without_json(flags: Flags) -> Flags {
+    Flags::from_bits(flags.bits() & !Flags::JSON.bits()).unwrap_or(Flags::NONE)
+}
+
+/// The header's command and flags, if they can be written.
+fn header(command: u32, flags: u32, body_bytes: usize) -> Option<(u16, Flags)> {
+    if body_bytes > limits::BODY_BYTES_MAX_CEILING as usize {
+        return None;
+    }
+    let flags = Flags::from_bits(u8::try_from(flags).ok()?)?;
+    Some((u16::try_from(command).ok()?, flags))
+}

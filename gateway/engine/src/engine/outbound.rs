@@ -1,0 +1,310 @@
+//! What a client is sent: encoding for its form, the budget of its queue, and the send itself.
+//!
+//! There are three forms: frames (TCP), frames in binary messages, envelopes in text messages. A
+//! client is answered in the form it spoke last, as far as the body allows it.
+
+use bytes::Bytes;
+use millrace_protocol::{
+    Code, command,
+    frame::{self, Flags, HEADER_BYTES},
+    session, text,
+    websocket::{Opcode, write_header},
+};
+
+use super::{Engine, closing::Farewell, inbound::wants_json};
+use crate::{
+    Dropped, Now, SlowConsumer,
+    connection::{Connection, Facts, Phase},
+    effect::ConnectionId,
+    transport::{Envelope, Outbound},
+};
+
+/// What WebSocket and the envelope add to a body, at most.
+const FORM_BYTES_MAX: usize = 96;
+
+/// How far ERROR frames may exceed a queue whose policy is to drop.
+const ERROR_RESERVE_BYTES: usize = 64 * 1024;
+
+/// One of the three forms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Tcp,
+    Binary,
+    Text,
+}
+
+/// The form for a body, or `None` if the client's form cannot carry it.
+fn form(connection: &Connection, is_json: bool) -> Option<Form> {
+    if !connection.has(Facts::WEBSOCKET) {
+        Some(Form::Tcp)
+    } else if connection.has(Facts::TEXT) && is_json {
+        Some(Form::Text)
+    } else if connection.has(Facts::TEXT_ONLY) {
+        None
+    } else {
+        Some(Form::Binary)
+    }
+}
+
+/// One frame for many receivers, encoded at most once for each form.
+#[derive(Debug)]
+pub(super) struct Shared {
+    command: u16,
+    flags: Flags,
+    body: Bytes,
+    frame: Option<Bytes>,
+    text: Option<Bytes>,
+}
+
+impl Shared {
+    pub(super) const fn new(command: u16, flags: Flags, body: Bytes) -> Self {
+        Self { command, flags, body, frame: None, text: None }
+    }
+
+    /// Whether the body is empty.
+    pub(super) fn is_empty(&self) -> bool {
+        self.body.is_empty()
+    }
+
+    fn is_json(&self) -> bool {
+        self.flags.contains(Flags::JSON) || self.body.is_empty()
+    }
+
+    fn payload(&mut self, form: Form) -> (Envelope, &Bytes) {
+        let Self { command, flags, body, .. } = self;
+        let frame = || {
+            let mut out = Vec::with_capacity(HEADER_BYTES + body.len());
+            frame::write(&mut out, *command, *flags, 0, body);
+            Bytes::from(out)
+        };
+        let text = || {
+            let mut out = Vec::new();
+            text::write(&mut out, *command, 0, body);
+            Bytes::from(out)
+        };
+        match form {
+            Form::Tcp => (Envelope::Plain, self.frame.get_or_insert_with(frame)),
+            Form::Binary => {
+                (Envelope::WebSocket(Opcode::Binary), self.frame.get_or_insert_with(frame))
+            }
+            Form::Text => (Envelope::WebSocket(Opcode::Text), self.text.get_or_insert_with(text)),
+        }
+    }
+}
+
+impl Engine {
+    // --- sending ---------------------------------------------------------------------------------
+
+    /// Moves what waits for a connection to `out`, up to
+    /// [`crate::Settings::send_batch_bytes_max`] or one larger piece, and notes that a send is
+    /// under way until [`Self::sent`]. Returns whether there was anything.
+    pub fn take_send(&mut self, id: ConnectionId, out: &mut Vec<u8>) -> bool {
+        let batch_bytes_max = self.settings.send_batch_bytes_max;
+        let Some(connection) = self.get_mut(id) else { return false };
+        connection.set(Facts::SEND_SCHEDULED, false);
+        if connection.has(Facts::SENDING) || connection.phase == Phase::Closed {
+            return false;
+        }
+        let before = (connection.outbound.queued_bytes(), out.len());
+        if !connection.outbound.take(out, batch_bytes_max) {
+            return false;
+        }
+        connection.set(Facts::SENDING, true);
+        let taken = before.0 - connection.outbound.queued_bytes();
+        let transport = connection.transport();
+        self.counters.send_queue_bytes -= taken as u64;
+        self.counters.traffic_mut(transport).bytes_out += (out.len() - before.1) as u64;
+        true
+    }
+
+    /// The send under way is done; `ok` is false if it failed, which ends the connection.
+    pub fn sent(&mut self, now: Now, id: ConnectionId, ok: bool) {
+        self.now = now;
+        let Some(connection) = self.get_mut(id) else {
+            self.counters.stale_calls += 1;
+            return;
+        };
+        connection.set(Facts::SENDING, false);
+        if !ok {
+            self.close(id, Code::PeerGone.number(), Farewell::Nothing);
+            return self.emit_close(id);
+        }
+        if connection.has(Facts::GAP) && connection.outbound.is_empty() {
+            connection.set(Facts::GAP, false);
+            let code = Code::SlowConsumer;
+            self.error(id, 0, code, "messages were dropped here; pull what is missing", 0);
+        }
+        self.settle(id);
+    }
+
+    // --- queueing --------------------------------------------------------------------------------
+
+    /// Queues bytes that are not subject to the budget: handshakes and farewells.
+    pub(super) fn push_bytes(&mut self, id: ConnectionId, write: impl FnOnce(&mut Vec<u8>)) {
+        let Some(connection) = self.get_mut(id) else { return };
+        if connection.phase == Phase::Closed {
+            return;
+        }
+        let queued = measure(&mut connection.outbound, |outbound| outbound.push_with(write));
+        self.counters.send_queue_bytes += queued;
+        self.settle(id);
+    }
+
+    /// Queues an ERROR frame, unless the connection has been told already that it ends.
+    pub(super) fn error(
+        &mut self,
+        id: ConnectionId,
+        request_id: u32,
+        code: Code,
+        reason: &str,
+        retry_after_ms: u32,
+    ) {
+        if !self.is_open(id) {
+            return;
+        }
+        self.counters.refused[code as usize] += 1;
+        let error =
+            session::Error { code: code.number(), reason: reason.to_owned(), retry_after_ms };
+        self.push_message(id, command::ERROR, request_id, &error);
+    }
+
+    /// Queues a message of the session, in the client's encoding.
+    pub(super) fn push_message<M>(
+        &mut self,
+        id: ConnectionId,
+        command: u16,
+        request_id: u32,
+        message: &M,
+    ) where
+        M: prost::Message + serde::Serialize,
+    {
+        let Some(connection) = self.get(id) else { return };
+        let is_json = wants_json(connection);
+        let mut body = std::mem::take(&mut self.scratch);
+        body.clear();
+        let flags = if is_json {
+            serde_json::to_writer(&mut body, message).expect("our messages have a JSON form");
+            Flags::JSON
+        } else {
+            message.encode(&mut body).expect("a Vec grows");
+            Flags::NONE
+        };
+        self.push_frame(id, command, flags, request_id, &body);
+        self.scratch = body;
+    }
+
+    /// Queues one frame for one connection.
+    pub(super) fn push_frame(
+        &mut self,
+        id: ConnectionId,
+        command: u16,
+        flags: Flags,
+        request_id: u32,
+        body: &[u8],
+    ) {
+        let Some(connection) = self.get(id) else { return };
+        if connection.phase == Phase::Closed {
+            return;
+        }
+        let is_json = flags.contains(Flags::JSON) || body.is_empty();
+        let Some(form) = form(connection, is_json) else {
+            return self.cannot_carry(id, request_id);
+        };
+        if !self.fits(id, HEADER_BYTES + body.len() + FORM_BYTES_MAX, command) {
+            if request_id != 0 && command != command::ERROR {
+                // A request is answered in any case: if not with its reply, then with why not.
+                let code = Code::SlowConsumer;
+                self.error(id, request_id, code, code.sentence(), 0);
+            }
+            return;
+        }
+        let Some(connection) = self.get_mut(id) else { return };
+        let queued = measure(&mut connection.outbound, |outbound| match form {
+            Form::Tcp => {
+                outbound.push_with(|out| frame::write(out, command, flags, request_id, body));
+            }
+            Form::Binary => outbound.push_with(|out| {
+                write_header(out, Opcode::Binary, HEADER_BYTES + body.len());
+                frame::write(out, command, flags, request_id, body);
+            }),
+            Form::Text => {
+                let mut envelope = Vec::new();
+                text::write(&mut envelope, command, request_id, body);
+                outbound.push_with(|out| {
+                    write_header(out, Opcode::Text, envelope.len());
+                    out.extend_from_slice(&envelope);
+                });
+            }
+        });
+        self.queued(id, queued);
+    }
+
+    /// Queues a frame that many connections share.
+    pub(super) fn push_shared(&mut self, id: ConnectionId, shared: &mut Shared) {
+        let Some(connection) = self.get(id) else { return };
+        let Some(form) = form(connection, shared.is_json()) else {
+            return self.cannot_carry(id, 0);
+        };
+        let (envelope, payload) = shared.payload(form);
+        if !self.fits(id, envelope.bytes(payload.len()), shared.command) {
+            return;
+        }
+        let (envelope, payload) = shared.payload(form);
+        let Some(connection) = self.get_mut(id) else { return };
+        let queued = measure(&mut connection.outbound, |o| o.push_shared(envelope, payload));
+        self.queued(id, queued);
+    }
+
+    fn queued(&mut self, id: ConnectionId, bytes: u64) {
+        let Some(connection) = self.get(id) else { return };
+        let transport = connection.transport();
+        self.counters.send_queue_bytes += bytes;
+        self.counters.traffic_mut(transport).messages_out += 1;
+        self.settle(id);
+    }
+
+    /// A protobuf body for a connection that speaks JSON only: logic's mistake.
+    fn cannot_carry(&mut self, id: ConnectionId, request_id: u32) {
+        self.counters.drop_one(Dropped::Encoding);
+        let code = Code::Internal;
+        self.error(id, request_id, code, "the answer has no JSON form", 0);
+    }
+
+    /// Whether a frame may be queued. If not, the policy has been carried out.
+    fn fits(&mut self, id: ConnectionId, bytes: usize, command: u16) -> bool {
+        let bytes_max = self.settings.send_queue_bytes_max;
+        let policy = self.settings.slow_consumer;
+        let Some(connection) = self.get_mut(id) else { return false };
+        let waiting = connection.outbound.queued_bytes() + bytes;
+        // What is said while closing is not subject to the budget.
+        if !connection.is_open() || connection.outbound.is_empty() || waiting <= bytes_max {
+            return true;
+        }
+        match policy {
+            SlowConsumer::Drop if command == command::ERROR => {
+                if waiting <= bytes_max + ERROR_RESERVE_BYTES {
+                    return true;
+                }
+            }
+            SlowConsumer::Drop => {
+                connection.set(Facts::GAP, true);
+                self.counters.drop_one(Dropped::SlowConsumer);
+                return false;
+            }
+            SlowConsumer::Close => {}
+        }
+        let discarded = connection.outbound.clear() as u64;
+        self.counters.drop_one(Dropped::SlowConsumer);
+        self.counters.send_queue_bytes -= discarded;
+        let code = Code::SlowConsumer;
+        self.close(id, code.number(), Farewell::error(0, code.sentence()));
+        false
+    }
+}
+
+/// Bytes by which a queue grows.
+fn measure(outbound: &mut Outbound, push: impl FnOnce(&mut Outbound)) -> u64 {
+    let before = outbound.queued_bytes();
+    push(outbound);
+    (outbound.queued_bytes() - before) as u64
+}

@@ -1,0 +1,120 @@
+//! The session commands of a logged-in client, answered at the edge: HEARTBEAT, LOGOUT, REFRESH.
+//!
+//! They are always answered, also with request id 0.
+
+use millrace_protocol::{
+    Code,
+    command::{self, HEARTBEAT, LOGIN, LOGOUT, REFRESH},
+    frame::Flags,
+    link::{self, gateway_event::Kind},
+    session,
+};
+use prost::Message as _;
+
+use super::{
+    Engine,
+    closing::Farewell,
+    inbound::{Incoming, is_json},
+};
+use crate::{Dropped, effect::ConnectionId, link::Outgoing};
+
+impl Engine {
+    pub(super) fn session_command(&mut self, id: ConnectionId, frame: Incoming<'_>) {
+        let request_id = frame.request_id;
+        match frame.command {
+            HEARTBEAT => {
+                self.push_frame(id, command::reply(HEARTBEAT), Flags::NONE, request_id, b"");
+            }
+            LOGOUT => {
+                self.push_frame(id, command::reply(LOGOUT), Flags::NONE, request_id, b"");
+                self.close(id, Code::Ok.number(), Farewell::Close);
+            }
+            REFRESH => self.refresh(id, frame),
+            LOGIN => {
+                let code = Code::AlreadyLoggedIn;
+                self.refuse(id, request_id, code, code.sentence());
+            }
+            _ => {
+                let code = Code::UnknownCommand;
+                self.refuse(id, request_id, code, code.sentence());
+            }
+        }
+    }
+
+    fn refresh(&mut self, id: ConnectionId, frame: Incoming<'_>) {
+        let request_id = frame.request_id;
+        let parsed = if is_json(frame) {
+            serde_json::from_slice(frame.body).map_err(|error| error.to_string())
+        } else {
+            session::Refresh::decode(frame.body).map_err(|error| error.to_string())
+        };
+        let session::Refresh { token } = match parsed {
+            Ok(refresh) => refresh,
+            Err(reason) => return self.refuse(id, request_id, Code::BadRequest, &reason),
+        };
+        let outbox_events_max = self.settings.link_outbox_events_max;
+        match &self.link {
+            Some(link) if link.outbox.len() < outbox_events_max => {}
+            _ => return self.logic_unavailable(id, request_id),
+        }
+        if !self.note_request(id, request_id) {
+            return;
+        }
+        let request = link::RefreshRequest { session_id: id.raw(), request_id, token };
+        self.send_to_logic(Outgoing::Event(Kind::Refresh(request)));
+    }
+
+    /// Logic has decided about a newer token. A refusal leaves the session as it was.
+    pub(super) fn refresh_result(&mut self, result: link::RefreshResult) {
+        let id = ConnectionId::from_raw(result.session_id);
+        if !self.is_active(id) {
+            return self.counters.drop_one(Dropped::SessionUnknown);
+        }
+        if result.request_id != 0 && !self.answer_request(id, result.request_id) {
+            return self.counters.drop_one(Dropped::RequestUnknown);
+        }
+        if result.code == Code::Ok.number()
+            && let Some(connection) = self.get_mut(id)
+        {
+            connection.expires_at_ms = result.expires_at_ms;
+            self.arm_active(id);
+        }
+        let reply = session::RefreshReply {
+            code: result.code,
+            reason: result.reason,
+            expires_at_ms: result.expires_at_ms,
+        };
+        self.push_message(id, command::reply(REFRESH), result.request_id, &reply);
+    }
+
+    /// Notes a request in flight; refuses it if there are too many.
+    pub(super) fn note_request(&mut self, id: ConnectionId, request_id: u32) -> bool {
+        if request_id == 0 {
+            return true;
+        }
+        let requests_max = self.settings.requests_in_flight_max as usize;
+        let Some(connection) = self.get_mut(id) else { return false };
+        if connection.requests() >= requests_max {
+            let reason = "too many requests without an answer";
+            self.refuse(id, request_id, Code::RateLimited, reason);
+            return false;
+        }
+        connection.note_request(request_id);
+        self.counters.requests_in_flight += 1;
+        true
+    }
+
+    /// Notes that a request is answered now; false if it was not in flight.
+    pub(super) fn answer_request(&mut self, id: ConnectionId, request_id: u32) -> bool {
+        let found =
+            self.get_mut(id).is_some_and(|connection| connection.answer_request(request_id));
+        self.counters.requests_in_flight -= u64::from(found);
+        found
+    }
+
+    /// ERROR `logic_unavailable` with the time to wait.
+    pub(super) fn logic_unavailable(&mut self, id: ConnectionId, request_id: u32) {
+        let code = Code::LogicUnavailable;
+        self.error(id, request_id, code, code.sentence(), self.settings.retry_after_ms);
+    }
+}
