@@ -3,6 +3,7 @@
 //!
 //! - [`conversation_id`]: how ids of conversations are made
 //! - [`limits`]: bounds of what is stored
+//! - [`embedded`]: the store that needs no server
 //!
 //! A store decides what only it can decide in one transaction: sequences, duplicates, membership,
 //! cursors. It knows no sessions, sends nothing, and never reads a clock: times come with the
@@ -35,6 +36,7 @@ use millrace_protocol::{Code, chat};
 use uuid::Uuid;
 
 pub mod conversation_id;
+pub mod embedded;
 pub mod limits;
 
 /// All user ids that a conversation's messages go to.
@@ -369,6 +371,19 @@ impl StoreError {
             Self::NotMember => Code::NotPermitted,
             Self::Full(_) => Code::OverCapacity,
             _ => Code::Internal,
+        }
+    }
+
+    /// The same error for another of those whom it hit.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::NotFound => Self::NotFound,
+            Self::NotMember => Self::NotMember,
+            Self::Full(reason) => Self::Full(reason.clone()),
+            Self::Corrupt(reason) => Self::Corrupt(reason.clone()),
+            Self::Closed => Self::Closed,
+            Self::InUse(directory) => Self::InUse(directory.clone()),
+            other => Self::Failed(other.to_string()),
         }
     }
 }

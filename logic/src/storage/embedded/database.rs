@@ -1,0 +1,252 @@
+//! The data directory: who may use it, whose format it has, and the engine's tables inside it.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable as _, Snapshot};
+
+use super::{
+    Options,
+    encoding::DecodeError,
+    keys::{Table, VERSION_KEY},
+    rows::Row,
+};
+use crate::storage::StoreError;
+
+/// First line of the format file; the number changes when older programs cannot read the data.
+const FORMAT: &str = "millrace embedded store 1\n";
+const FORMAT_FILE: &str = "FORMAT";
+const LOCK_FILE: &str = "LOCK";
+
+/// The changes of one commit: rows to write, or `None` to remove. Sorted, as the engine's
+/// memtable likes it best.
+pub type Changes = BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>;
+
+/// The open engine. Dropping it ends the engine's threads and frees the directory.
+pub struct Tables {
+    // Before the lock: the directory is free when nobody writes in it any more.
+    database: Database,
+    keyspaces: Vec<Keyspace>,
+    directory: PathBuf,
+    free_bytes_min: u64,
+    _lock: File,
+}
+
+impl Tables {
+    /// Opens the directory, or makes a new store in an empty one.
+    pub fn open(options: &Options) -> Result<Self, StoreError> {
+        let directory = &options.directory;
+        fs::create_dir_all(directory).map_err(|error| at(directory, error))?;
+        let lock = lock(directory)?;
+        check_format(directory)?;
+        let database = Database::builder(directory.join("data"))
+            .cache_size(options.cache_bytes)
+            .max_journaling_size(options.journal_bytes_max)
+            .open()
+            .map_err(|error| match error {
+                fjall::Error::Locked => StoreError::InUse(directory.clone()),
+                error => failed(error),
+            })?;
+        let keyspace_options =
+            || KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes_max);
+        let keyspaces = Table::ALL
+            .iter()
+            .map(|table| database.keyspace(table.name(), keyspace_options))
+            .collect::<Result<_, _>>()
+            .map_err(failed)?;
+        Ok(Self {
+            database,
+            keyspaces,
+            directory: directory.clone(),
+            free_bytes_min: options.free_bytes_min,
+            _lock: lock,
+        })
+    }
+
+    /// The newest state of a row.
+    pub fn get<R: Row>(&self, table: Table, key: &[u8]) -> Result<Option<R>, StoreError> {
+        let value = self.keyspace(table).get(key).map_err(failed)?;
+        value.map(|value| decode(table, &value)).transpose()
+    }
+
+    /// The version of the newest commit.
+    pub fn version(&self) -> Result<u64, StoreError> {
+        let value = self.keyspace(Table::Conversations).get(VERSION_KEY).map_err(failed)?;
+        value.map_or(Ok(0), |value| {
+            let bytes = value[..].try_into();
+            bytes
+                .map(u64::from_be_bytes)
+                .map_err(|_| corrupt(Table::Conversations, DecodeError::Short))
+        })
+    }
+
+    /// A consistent view of everything that was durable when it was made.
+    pub fn view(&self) -> View<'_> {
+        View { tables: self, snapshot: self.database.snapshot() }
+    }
+
+    /// Writes all changes and the new version as one batch; durable (fdatasync) on return. The
+    /// changes become visible together, after that.
+    pub fn commit(&self, changes: Changes, version: u64) -> Result<(), StoreError> {
+        self.check_space()?;
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncData));
+        for ((table, key), value) in changes {
+            match value {
+                Some(value) => batch.insert(self.keyspace(table), key, value),
+                None => batch.remove(self.keyspace(table), key),
+            }
+        }
+        batch.insert(self.keyspace(Table::Conversations), VERSION_KEY, version.to_be_bytes());
+        batch.commit().map_err(failed)
+    }
+
+    /// Makes everything durable, file sizes included.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.database.persist(PersistMode::SyncAll).map_err(failed)
+    }
+
+    /// Refuses to write into the last free space: the engine needs room for flushing what it has
+    /// in memory, and does not survive a write that fails half-way.
+    fn check_space(&self) -> Result<(), StoreError> {
+        let space = rustix::fs::statvfs(&self.directory)
+            .map_err(|error| at(&self.directory, error.into()))?;
+        let free_bytes = space.f_bavail.saturating_mul(space.f_frsize);
+        if free_bytes < self.free_bytes_min {
+            return Err(StoreError::Full(format!(
+                "{} has {free_bytes} bytes left, and {} are kept free",
+                self.directory.display(),
+                self.free_bytes_min
+            )));
+        }
+        Ok(())
+    }
+
+    fn keyspace(&self, table: Table) -> &Keyspace {
+        &self.keyspaces[table as usize]
+    }
+}
+
+/// A consistent view of the tables; later commits do not show in it.
+pub struct View<'a> {
+    tables: &'a Tables,
+    snapshot: Snapshot,
+}
+
+impl View<'_> {
+    /// One row.
+    pub fn get<R: Row>(&self, table: Table, key: &[u8]) -> Result<Option<R>, StoreError> {
+        let value = self.snapshot.get(self.tables.keyspace(table), key).map_err(failed)?;
+        value.map(|value| decode(table, &value)).transpose()
+    }
+
+    /// The rows of a range of keys, in either direction, as long as `each` wants more.
+    pub fn range<R: Row>(
+        &self,
+        table: Table,
+        range: std::ops::RangeInclusive<Vec<u8>>,
+        backwards: bool,
+        mut each: impl FnMut(&[u8], R) -> bool,
+    ) -> Result<(), StoreError> {
+        let mut rows = self.snapshot.range(self.tables.keyspace(table), range);
+        while let Some(row) = if backwards { rows.next_back() } else { rows.next() } {
+            let (key, value) = row.into_inner().map_err(failed)?;
+            if !each(&key, decode(table, &value)?) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// All keys and values that begin with a prefix, undecoded.
+    pub fn prefix(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        for row in self.snapshot.prefix(self.tables.keyspace(table), prefix) {
+            let (key, value) = row.into_inner().map_err(failed)?;
+            each(&key, &value)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads a row of a table.
+pub fn decode<R: Row>(table: Table, bytes: &[u8]) -> Result<R, StoreError> {
+    R::decode(bytes).map_err(|error| corrupt(table, error))
+}
+
+/// What a row says cannot be true.
+pub fn corrupt(table: Table, error: DecodeError) -> StoreError {
+    StoreError::Corrupt(format!("a row of table {}: {error}", table.name()))
+}
+
+fn failed(error: fjall::Error) -> StoreError {
+    match error {
+        fjall::Error::Io(error) if error.kind() == io::ErrorKind::StorageFull => {
+            StoreError::Full(error.to_string())
+        }
+        fjall::Error::Poisoned => StoreError::Failed(
+            "an earlier write or flush failed; mend the disk and start again".into(),
+        ),
+        error => StoreError::Failed(error.to_string()),
+    }
+}
+
+fn at(path: &Path, error: io::Error) -> StoreError {
+    StoreError::Io(path.display().to_string(), error)
+}
+
+/// One process at a time; the operating system frees the lock when it ends, however it ends.
+fn lock(directory: &Path) -> Result<File, StoreError> {
+    let path = directory.join(LOCK_FILE);
+    let mut options = File::options();
+    options.create(true).write(true).truncate(false);
+    let file = options.open(&path).map_err(|error| at(&path, error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(StoreError::InUse(directory.to_owned())),
+        Err(fs::TryLockError::Error(error)) => Err(at(&path, error)),
+    }
+}
+
+/// Marks an empty directory as ours; refuses one that is not.
+fn check_format(directory: &Path) -> Result<(), StoreError> {
+    let refuse =
+        |reason: String| Err(StoreError::Format { directory: directory.to_owned(), reason });
+    let path = directory.join(FORMAT_FILE);
+    match fs::read_to_string(&path) {
+        Ok(format) if format == FORMAT => return Ok(()),
+        Ok(format) => {
+            return refuse(format!(
+                "its format is {:?}, and this program reads {:?} only",
+                format.trim_end(),
+                FORMAT.trim_end()
+            ));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(at(&path, error)),
+    }
+    let entries = fs::read_dir(directory).map_err(|error| at(directory, error))?;
+    for entry in entries {
+        let name = entry.map_err(|error| at(directory, error))?.file_name();
+        if name != LOCK_FILE && name != "FORMAT.new" {
+            return refuse(format!("it holds {name:?} but no store; give an empty directory"));
+        }
+    }
+    // Written aside and renamed, so that a crash leaves either no file or a whole one.
+    let new = directory.join("FORMAT.new");
+    let write = || {
+        let mut file = File::create(&new)?;
+        file.write_all(FORMAT.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, &path)?;
+        File::open(directory)?.sync_all()
+    };
+    write().map_err(|error| at(&path, error))
+}

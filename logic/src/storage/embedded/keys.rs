@@ -1,0 +1,185 @@
+//! The tables and the keys of their rows. Keys sort so that one question is one range.
+//!
+//! | table | key | row |
+//! |---|---|---|
+//! | messages | conversation, sequence (big-endian) | [`MessageRow`](super::rows::MessageRow) |
+//! | dedupe | sender, client message id | [`DedupeRow`](super::rows::DedupeRow) |
+//! | conversations | conversation | [`ConversationRow`](super::rows::ConversationRow) |
+//! | users | user, conversation, 0 | [`MemberRow`](super::rows::MemberRow): cursors, settings |
+//! | users | user, conversation, 1 | [`PointerRow`](super::rows::PointerRow): the newest message |
+//! | groups | 0, group | [`GroupRow`](super::rows::GroupRow) |
+//! | groups | 1, group, user | nothing: the user is a member now |
+//! | conversations | nothing (the empty id is no conversation's) | the version of the newest commit |
+//!
+//! Every id but the last of a key carries its length before it, so that no id is the beginning of
+//! another's range.
+
+use std::ops::RangeInclusive;
+
+/// A table; a keyspace of the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Table {
+    /// What was said.
+    Messages,
+    /// Which client message ids are taken.
+    Dedupe,
+    /// Counters of conversations.
+    Conversations,
+    /// Who takes part in what, and what is new there.
+    Users,
+    /// Groups and who is in them.
+    Groups,
+}
+
+impl Table {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Self; 5] =
+        [Self::Messages, Self::Dedupe, Self::Conversations, Self::Users, Self::Groups];
+
+    /// The keyspace's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Messages => "messages",
+            Self::Dedupe => "dedupe",
+            Self::Conversations => "conversations",
+            Self::Users => "users",
+            Self::Groups => "groups",
+        }
+    }
+}
+
+/// Which of a user's two rows of a conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UserRow {
+    /// Cursors and settings.
+    Member = 0,
+    /// The newest message.
+    Pointer = 1,
+}
+
+/// A key in [`Table::Conversations`]: the version of the newest commit.
+pub const VERSION_KEY: &[u8] = b"";
+
+/// Two bytes of length, because a single chat's id holds two user ids.
+fn with_conversation(bytes: &mut Vec<u8>, conversation_id: &str) {
+    bytes.extend_from_slice(&(conversation_id.len() as u16).to_be_bytes());
+    bytes.extend_from_slice(conversation_id.as_bytes());
+}
+
+fn with_id(bytes: &mut Vec<u8>, id: &str) {
+    debug_assert!(id.len() <= 255, "ids are checked before keys are made");
+    bytes.push(id.len() as u8);
+    bytes.extend_from_slice(id.as_bytes());
+}
+
+/// A message's key.
+pub fn message(conversation_id: &str, sequence: u64) -> Vec<u8> {
+    let mut key = Vec::with_capacity(conversation_id.len() + 10);
+    with_conversation(&mut key, conversation_id);
+    key.extend_from_slice(&sequence.to_be_bytes());
+    key
+}
+
+/// The keys of the messages `from..=to`.
+pub fn messages(conversation_id: &str, from: u64, to: u64) -> RangeInclusive<Vec<u8>> {
+    message(conversation_id, from)..=message(conversation_id, to)
+}
+
+/// The sequence in a message's key.
+pub fn sequence_of(key: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(*key.last_chunk()?))
+}
+
+/// The key of a client message id.
+pub fn dedupe(sender_id: &str, client_message_id: &str) -> Vec<u8> {
+    let mut key = Vec::with_capacity(sender_id.len() + client_message_id.len() + 1);
+    with_id(&mut key, sender_id);
+    key.extend_from_slice(client_message_id.as_bytes());
+    key
+}
+
+/// The key of one of a user's rows of a conversation.
+pub fn user(user_id: &str, conversation_id: &str, row: UserRow) -> Vec<u8> {
+    let mut key = Vec::with_capacity(user_id.len() + conversation_id.len() + 2);
+    with_id(&mut key, user_id);
+    key.extend_from_slice(conversation_id.as_bytes());
+    key.push(row as u8);
+    key
+}
+
+/// What the keys of all rows of a user begin with.
+pub fn user_prefix(user_id: &str) -> Vec<u8> {
+    let mut key = Vec::with_capacity(user_id.len() + 1);
+    with_id(&mut key, user_id);
+    key
+}
+
+/// Reads the conversation out of a key of [`user`] behind its [`user_prefix`].
+pub fn conversation_of(key: &[u8], prefix_bytes: usize) -> Option<(&str, UserRow)> {
+    let (row, conversation_id) = key.get(prefix_bytes..)?.split_last()?;
+    let row = match row {
+        0 => UserRow::Member,
+        1 => UserRow::Pointer,
+        _ => return None,
+    };
+    Some((std::str::from_utf8(conversation_id).ok()?, row))
+}
+
+/// A group's key.
+pub fn group(group_id: &str) -> Vec<u8> {
+    let mut key = Vec::with_capacity(group_id.len() + 1);
+    key.push(0);
+    key.extend_from_slice(group_id.as_bytes());
+    key
+}
+
+/// What the keys of a group's members begin with.
+pub fn group_members_prefix(group_id: &str) -> Vec<u8> {
+    let mut key = Vec::with_capacity(group_id.len() + 2);
+    key.push(1);
+    with_id(&mut key, group_id);
+    key
+}
+
+/// The key of one member.
+pub fn group_member(group_id: &str, user_id: &str) -> Vec<u8> {
+    let mut key = group_members_prefix(group_id);
+    key.extend_from_slice(user_id.as_bytes());
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_one_range_in_sequence_order() {
+        let range = messages("g:a", 2, 300);
+        let inside: Vec<u64> =
+            (0..400).filter(|sequence| range.contains(&message("g:a", *sequence))).collect();
+        assert_eq!(inside, (2..=300).collect::<Vec<u64>>());
+        for other in ["g:", "g:a\0", "g:ab", "g:b", "g:a\u{1}"] {
+            assert!((0..400).all(|sequence| !range.contains(&message(other, sequence))), "{other}");
+        }
+        assert_eq!(sequence_of(&message("g:a", 77)), Some(77));
+    }
+
+    #[test]
+    fn rows_of_one_id_never_fall_into_the_range_of_another() {
+        let ids = ["a", "ab", "a\0", "a\u{1}", "b", "aa", "\u{1}a"];
+        for one in ids {
+            for other in ids.iter().filter(|other| **other != one) {
+                assert!(!user(other, "g:x", UserRow::Member).starts_with(&user_prefix(one)));
+                assert!(!group_member(other, "x").starts_with(&group_members_prefix(one)));
+                assert!(!group(other).starts_with(&group_members_prefix(one)));
+                assert_ne!(dedupe(one, other), dedupe(other, one));
+            }
+        }
+        let prefix = user_prefix("ann");
+        for (conversation_id, row) in [("g:x", UserRow::Member), ("g:\0", UserRow::Pointer)] {
+            let key = user("ann", conversation_id, row);
+            assert!(key.starts_with(&prefix));
+            assert_eq!(conversation_of(&key, prefix.len()), Some((conversation_id, row)));
+        }
+    }
+}

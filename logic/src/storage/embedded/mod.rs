@@ -1,0 +1,271 @@
+//! The store that needs no server: an LSM tree in a directory of its own, one writer thread, group
+//! commit with fdatasync.
+//!
+//! - `database`: the directory, its lock and format, the engine
+//! - `keys`, `rows`, `encoding`: what lies in the tables, byte by byte
+//! - `transaction`: what a write does
+//! - `writer`: the thread that commits
+//! - `reader`: the questions
+//!
+//! # Fan-out
+//! Every message writes one pointer row per member, so that a user who comes online finds what is
+//! new in one range of keys. In a group of more than `fan_out_members_max` members it writes none;
+//! its members look at the conversation's own row instead, one look-up for each such group. A
+//! group that has once been large stays so.
+//!
+//! # Failure
+//! A full disk refuses commits before the engine could trip over it ([`Options::free_bytes_min`])
+//! and takes them again when there is space. After an error of the disk itself the engine takes no
+//! more writes until the next start; reading goes on. A commit that failed in its fdatasync may
+//! turn out to be stored at the next start; its senders were told nothing, retry, and find the
+//! first attempt.
+//!
+//! # Duplicates
+//! The ids of messages are kept for good, so a retry is recognised after any time, at about 60
+//! bytes a message.
+
+use std::{
+    num::NonZeroUsize,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use async_trait::async_trait;
+use millrace_protocol::chat;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use self::{
+    database::Tables,
+    writer::{Commit, MembersCache, Shared},
+};
+use super::{ConversationPage, Members, Outcome, Page, Store, StoreError, Write};
+
+mod cache;
+mod database;
+mod encoding;
+mod keys;
+mod reader;
+mod rows;
+#[cfg(test)]
+mod tests;
+mod transaction;
+mod writer;
+
+/// How an [`EmbeddedStore`] works. The defaults are for the product; `docs/measurements/` has the
+/// figures behind them.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The data directory, made if it is not there.
+    pub directory: PathBuf,
+    /// Most writes of several callers that are gathered into one commit. One caller's own commit
+    /// may be larger.
+    pub commit_writes_max: usize,
+    /// Most callers that wait for the writer; the next wait before they are queued.
+    pub commits_waiting_max: NonZeroUsize,
+    /// Most questions answered at once; the next wait.
+    pub reads_in_flight_max: NonZeroUsize,
+    /// Members up to which a group gets a pointer row per message and member.
+    pub fan_out_members_max: usize,
+    /// Members that the writer, and the readers again, remember over all conversations.
+    pub cached_members_max: usize,
+    /// Cursor rows that the writer remembers.
+    pub cached_cursors_max: usize,
+    /// Bytes of the engine's cache of blocks.
+    pub cache_bytes: u64,
+    /// Bytes of one table in memory before it is written to a file.
+    pub memtable_bytes_max: u64,
+    /// Bytes of journals; also what has to be read again after a crash. At least 64 MiB.
+    pub journal_bytes_max: u64,
+    /// Commits are refused while the file system has less free space than this.
+    pub free_bytes_min: u64,
+}
+
+impl Options {
+    /// The defaults, in a directory.
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+            commit_writes_max: 1_000,
+            commits_waiting_max: NonZeroUsize::new(64).expect("not zero"),
+            reads_in_flight_max: NonZeroUsize::new(8).expect("not zero"),
+            fan_out_members_max: 500,
+            cached_members_max: 1_000_000,
+            cached_cursors_max: 200_000,
+            cache_bytes: 256 << 20,
+            memtable_bytes_max: 16 << 20,
+            journal_bytes_max: 256 << 20,
+            free_bytes_min: 256 << 20,
+        }
+    }
+}
+
+/// The embedded [`Store`]. Dropping it lets the writer finish what was queued; [`Store::close`]
+/// also waits for that and says how it went.
+pub struct EmbeddedStore {
+    commits: Mutex<Option<mpsc::Sender<Commit>>>,
+    tables: RwLock<Option<Arc<Tables>>>,
+    shared: Arc<Shared>,
+    reads: Arc<Semaphore>,
+    reads_in_flight_max: u32,
+    writer: Mutex<Option<JoinHandle<Result<(), StoreError>>>>,
+}
+
+impl EmbeddedStore {
+    /// Opens the store, or makes a new one in an empty directory. Blocks while the journal is
+    /// read: up to a second or two after a crash under full load.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`] when another process has it, [`StoreError::Format`] when the
+    /// directory holds something else, and what the disk or the engine refuse.
+    pub fn open(options: Options) -> Result<Self, StoreError> {
+        let tables = Arc::new(Tables::open(&options)?);
+        let shared = Arc::new(Shared {
+            version: AtomicU64::new(tables.version()?),
+            members: MembersCache::new(options.cached_members_max),
+        });
+        let (sender, receiver) = mpsc::channel(options.commits_waiting_max.get());
+        let reads_in_flight_max = u32::try_from(options.reads_in_flight_max.get())
+            .unwrap_or(u32::MAX)
+            .min(Semaphore::MAX_PERMITS as u32);
+        let writer = {
+            let (tables, shared) = (tables.clone(), shared.clone());
+            std::thread::Builder::new()
+                .name("store-writer".into())
+                .spawn(move || writer::run(tables, shared, &options, receiver))
+                .map_err(|error| StoreError::Io("starting the writer".into(), error))?
+        };
+        Ok(Self {
+            commits: Mutex::new(Some(sender)),
+            tables: RwLock::new(Some(tables)),
+            shared,
+            reads: Arc::new(Semaphore::new(reads_in_flight_max as usize)),
+            reads_in_flight_max,
+            writer: Mutex::new(Some(writer)),
+        })
+    }
+
+    /// Answers a question on a thread that may block, at most `reads_in_flight_max` at once.
+    async fn read<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Tables, &Shared) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let permit = self.reads.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let tables = tables.ok_or(StoreError::Closed)?;
+        let shared = self.shared.clone();
+        let answer = tokio::task::spawn_blocking(move || {
+            let answer = question(&tables, &shared);
+            // In this order: who holds all permits knows that no reader has the tables.
+            drop(tables);
+            drop(permit);
+            answer
+        });
+        answer.await.map_err(|error| StoreError::Failed(format!("a reader ended: {error}")))?
+    }
+}
+
+#[async_trait]
+impl Store for EmbeddedStore {
+    async fn commit(&self, writes: Vec<Write>) -> Result<Vec<Outcome>, StoreError> {
+        if writes.is_empty() {
+            return Ok(vec![]);
+        }
+        let commits = self.commits.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let commits = commits.ok_or(StoreError::Closed)?;
+        let (reply, outcomes) = oneshot::channel();
+        let ended = || StoreError::Failed("the writer has ended".into());
+        commits.send(Commit { writes, reply }).await.map_err(|_| ended())?;
+        outcomes.await.map_err(|_| ended())?
+    }
+
+    async fn page(
+        &self,
+        user_id: &str,
+        conversation_id: &str,
+        from: u64,
+        to: u64,
+        limit: usize,
+        newest_first: bool,
+    ) -> Result<Page, StoreError> {
+        let (user_id, conversation_id) = (user_id.to_owned(), conversation_id.to_owned());
+        self.read(move |tables, _| {
+            reader::page(tables, &user_id, &conversation_id, from, to, limit, newest_first)
+        })
+        .await
+    }
+
+    async fn conversations(
+        &self,
+        user_id: &str,
+        since_version: u64,
+        limit: usize,
+    ) -> Result<ConversationPage, StoreError> {
+        let user_id = user_id.to_owned();
+        self.read(move |tables, shared| {
+            reader::conversations(tables, shared, &user_id, since_version, limit)
+        })
+        .await
+    }
+
+    async fn undelivered(
+        &self,
+        user_id: &str,
+        as_of: u64,
+        per_conversation_max: usize,
+        conversations_max: usize,
+    ) -> Result<Vec<chat::Message>, StoreError> {
+        let user_id = user_id.to_owned();
+        self.read(move |tables, _| {
+            reader::undelivered(tables, &user_id, as_of, per_conversation_max, conversations_max)
+        })
+        .await
+    }
+
+    fn version(&self) -> u64 {
+        self.shared.version.load(Ordering::Acquire)
+    }
+
+    async fn group(&self, group_id: &str) -> Result<Option<chat::Group>, StoreError> {
+        let group_id = group_id.to_owned();
+        self.read(move |tables, _| reader::group(tables, &group_id)).await
+    }
+
+    async fn members(&self, conversation_id: &str) -> Result<Option<Members>, StoreError> {
+        let changes = match self.shared.members.get(conversation_id) {
+            Ok(members) => return Ok(Some(members)),
+            Err(changes) => changes,
+        };
+        let conversation_id = conversation_id.to_owned();
+        self.read(move |tables, shared| {
+            let members = reader::members(tables, &conversation_id)?;
+            if let Some(members) = &members {
+                shared.members.learn(&conversation_id, members.clone(), changes);
+            }
+            Ok(members)
+        })
+        .await
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        // Who waits in `commit` has a sender of its own, so the writer ends after all of those.
+        let commits = self.commits.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(commits.ok_or(StoreError::Closed)?);
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let ended = tokio::task::spawn_blocking(move || writer.map(JoinHandle::join)).await;
+        if let Ok(all) = self.reads.acquire_many(self.reads_in_flight_max).await {
+            all.forget();
+        }
+        self.reads.close();
+        let tables = self.tables.write().unwrap_or_else(PoisonError::into_inner).take();
+        // The last owner: the engine's threads end here, and the directory is free.
+        tokio::task::spawn_blocking(move || drop(tables)).await.ok();
+        match ended {
+            Ok(Some(Ok(result))) => result,
+            _ => Err(StoreError::Failed("the writer ended early".into())),
+        }
+    }
+}

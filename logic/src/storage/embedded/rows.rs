@@ -1,0 +1,401 @@
+//! The rows: compact, each beginning with its version. A reader of a newer program knows the older
+//! versions; an older program refuses newer rows with an error that says so.
+
+use millrace_protocol::chat;
+use uuid::Uuid;
+
+use super::encoding::{DecodeError, Reader, put_number, put_text};
+
+/// The version that this program writes of every row.
+const VERSION: u8 = 1;
+
+/// A row of a table.
+pub trait Row: Sized {
+    /// The row's bytes.
+    fn encode(&self) -> Vec<u8>;
+
+    /// Reads the bytes of [`Row::encode`].
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError>;
+}
+
+/// A stored message; its conversation and sequence are its key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MessageRow {
+    /// The version of the write that stored it.
+    pub version: u64,
+    /// Counting messages of the conversation up to and including this one.
+    pub counting: u64,
+    pub message_id: Uuid,
+    pub sender_id: String,
+    pub client_message_id: String,
+    pub kind: u32,
+    pub body: String,
+    pub attachment: Option<chat::Attachment>,
+    pub sent_at_ms: i64,
+    pub state: u32,
+    pub does_not_count: bool,
+}
+
+const DOES_NOT_COUNT: u8 = 1;
+const HAS_ATTACHMENT: u8 = 2;
+
+impl Row for MessageRow {
+    fn encode(&self) -> Vec<u8> {
+        let texts = self.sender_id.len() + self.client_message_id.len() + self.body.len();
+        let mut bytes = Vec::with_capacity(48 + texts);
+        bytes.push(VERSION);
+        let does_not_count = if self.does_not_count { DOES_NOT_COUNT } else { 0 };
+        let has_attachment = if self.attachment.is_some() { HAS_ATTACHMENT } else { 0 };
+        bytes.push(does_not_count | has_attachment);
+        put_number(&mut bytes, self.version);
+        put_number(&mut bytes, self.counting);
+        bytes.extend_from_slice(self.message_id.as_bytes());
+        put_number(&mut bytes, u64::from(self.kind));
+        put_number(&mut bytes, u64::from(self.state));
+        put_number(&mut bytes, self.sent_at_ms as u64);
+        put_text(&mut bytes, &self.sender_id);
+        put_text(&mut bytes, &self.client_message_id);
+        put_text(&mut bytes, &self.body);
+        if let Some(attachment) = &self.attachment {
+            put_text(&mut bytes, &attachment.attachment_id);
+            put_text(&mut bytes, &attachment.r#type);
+            put_text(&mut bytes, &attachment.name);
+            put_text(&mut bytes, &attachment.url);
+            put_number(&mut bytes, attachment.size);
+        }
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::of_version(bytes, VERSION)?;
+        let flags = reader.byte()?;
+        let row = Self {
+            version: reader.number()?,
+            counting: reader.number()?,
+            message_id: Uuid::from_slice(reader.bytes(16)?).map_err(|_| DecodeError::Short)?,
+            kind: reader.number_u32()?,
+            state: reader.number_u32()?,
+            sent_at_ms: reader.number()? as i64,
+            sender_id: reader.text()?.to_owned(),
+            client_message_id: reader.text()?.to_owned(),
+            body: reader.text()?.to_owned(),
+            attachment: if flags & HAS_ATTACHMENT != 0 {
+                Some(chat::Attachment {
+                    attachment_id: reader.text()?.to_owned(),
+                    r#type: reader.text()?.to_owned(),
+                    name: reader.text()?.to_owned(),
+                    url: reader.text()?.to_owned(),
+                    size: reader.number()?,
+                })
+            } else {
+                None
+            },
+            does_not_count: flags & DOES_NOT_COUNT != 0,
+        };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
+impl MessageRow {
+    /// The message as clients know it.
+    pub fn into_message(
+        self,
+        conversation_id: &str,
+        conversation_type: u32,
+        sequence: u64,
+    ) -> chat::Message {
+        chat::Message {
+            conversation_id: conversation_id.to_owned(),
+            conversation_type,
+            sequence,
+            message_id: self.message_id.to_string(),
+            client_message_id: self.client_message_id,
+            sender_id: self.sender_id,
+            r#type: self.kind,
+            body: self.body,
+            attachment: self.attachment,
+            sent_at_ms: self.sent_at_ms,
+            state: self.state,
+            does_not_count: self.does_not_count,
+        }
+    }
+}
+
+/// Where a client message id was stored. Kept for good: it costs about 60 bytes a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DedupeRow {
+    pub conversation_id: String,
+    pub sequence: u64,
+}
+
+impl Row for DedupeRow {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.conversation_id.len() + 12);
+        bytes.push(VERSION);
+        put_number(&mut bytes, self.sequence);
+        put_text(&mut bytes, &self.conversation_id);
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::of_version(bytes, VERSION)?;
+        let sequence = reader.number()?;
+        let conversation_id = reader.text()?.to_owned();
+        reader.finish()?;
+        Ok(Self { conversation_id, sequence })
+    }
+}
+
+/// The counters of a conversation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConversationRow {
+    pub max_sequence: u64,
+    /// How many of its messages count.
+    pub counting: u64,
+    /// The version of the newest message.
+    pub message_version: u64,
+    /// The last message of the first and of the second user of a single chat.
+    pub sent: [u64; 2],
+    /// Its group is or was too large for pointers: members find news here. It stays so, since
+    /// pointers that were not written cannot be trusted again.
+    pub by_cursor: bool,
+    /// Its group was removed.
+    pub removed: bool,
+}
+
+const BY_CURSOR: u8 = 1;
+const REMOVED: u8 = 2;
+
+impl Row for ConversationRow {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(24);
+        bytes.push(VERSION);
+        let by_cursor = if self.by_cursor { BY_CURSOR } else { 0 };
+        let removed = if self.removed { REMOVED } else { 0 };
+        bytes.push(by_cursor | removed);
+        put_number(&mut bytes, self.max_sequence);
+        put_number(&mut bytes, self.counting);
+        put_number(&mut bytes, self.message_version);
+        put_number(&mut bytes, self.sent[0]);
+        put_number(&mut bytes, self.sent[1]);
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::of_version(bytes, VERSION)?;
+        let flags = reader.byte()?;
+        let row = Self {
+            max_sequence: reader.number()?,
+            counting: reader.number()?,
+            message_version: reader.number()?,
+            sent: [reader.number()?, reader.number()?],
+            by_cursor: flags & BY_CURSOR != 0,
+            removed: flags & REMOVED != 0,
+        };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
+/// What a user has of a conversation, apart from its messages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemberRow {
+    /// The version of the last change of this row that the user can see.
+    pub version: u64,
+    pub init_sequence: u64,
+    pub delivered: u64,
+    pub read: u64,
+    /// The user's last message in a group; of a single chat the conversation knows it.
+    pub own_last_sent: u64,
+    /// The newest sequence when the user left.
+    pub quit_sequence: Option<u64>,
+    pub do_not_disturb: bool,
+    /// As in [`ConversationRow`].
+    pub by_cursor: bool,
+}
+
+const QUIT: u8 = 2;
+const DO_NOT_DISTURB: u8 = 4;
+
+impl Row for MemberRow {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(32);
+        bytes.push(VERSION);
+        let by_cursor = if self.by_cursor { BY_CURSOR } else { 0 };
+        let quit = if self.quit_sequence.is_some() { QUIT } else { 0 };
+        let do_not_disturb = if self.do_not_disturb { DO_NOT_DISTURB } else { 0 };
+        bytes.push(by_cursor | quit | do_not_disturb);
+        put_number(&mut bytes, self.version);
+        put_number(&mut bytes, self.init_sequence);
+        put_number(&mut bytes, self.delivered);
+        put_number(&mut bytes, self.read);
+        put_number(&mut bytes, self.own_last_sent);
+        put_number(&mut bytes, self.quit_sequence.unwrap_or_default());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::of_version(bytes, VERSION)?;
+        let flags = reader.byte()?;
+        let mut row = Self {
+            version: reader.number()?,
+            init_sequence: reader.number()?,
+            delivered: reader.number()?,
+            read: reader.number()?,
+            own_last_sent: reader.number()?,
+            quit_sequence: Some(reader.number()?),
+            do_not_disturb: flags & DO_NOT_DISTURB != 0,
+            by_cursor: flags & BY_CURSOR != 0,
+        };
+        row.quit_sequence.take_if(|_| flags & QUIT == 0);
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
+/// A user's pointer to the newest message of a conversation, written with every message, unread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PointerRow {
+    pub max_sequence: u64,
+    /// The version of the message.
+    pub version: u64,
+}
+
+impl Row for PointerRow {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(16);
+        bytes.push(VERSION);
+        put_number(&mut bytes, self.max_sequence);
+        put_number(&mut bytes, self.version);
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::of_version(bytes, VERSION)?;
+        let row = Self { max_sequence: reader.number()?, version: reader.number()? };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
+/// A group as its creator made it. A removed group keeps its name, for those who still see it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupRow {
+    pub name: String,
+    pub avatar: String,
+    pub members_max: u32,
+    pub created_at_ms: i64,
+    pub removed: bool,
+}
+
+impl Row for GroupRow {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(24 + self.name.len() + self.avatar.len());
+        bytes.push(VERSION);
+        bytes.push(if self.removed { REMOVED } else { 0 });
+        put_number(&mut bytes, u64::from(self.members_max));
+        put_number(&mut bytes, self.created_at_ms as u64);
+        put_text(&mut bytes, &self.name);
+        put_text(&mut bytes, &self.avatar);
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::of_version(bytes, VERSION)?;
+        let flags = reader.byte()?;
+        let row = Self {
+            members_max: reader.number_u32()?,
+            created_at_ms: reader.number()? as i64,
+            name: reader.text()?.to_owned(),
+            avatar: reader.text()?.to_owned(),
+            removed: flags & REMOVED != 0,
+        };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fmt::Debug;
+
+    fn message() -> MessageRow {
+        MessageRow {
+            version: u64::MAX,
+            counting: 300,
+            message_id: Uuid::from_u128(0x1234_5678),
+            sender_id: "ann".into(),
+            client_message_id: "ü".into(),
+            kind: 99,
+            body: "x".repeat(1000),
+            attachment: None,
+            sent_at_ms: -1,
+            state: 2,
+            does_not_count: true,
+        }
+    }
+
+    /// What was encoded comes back, and no damaged form of it panics or passes for the original.
+    fn survives<R: Row + PartialEq + Debug>(row: R) {
+        let bytes = row.encode();
+        assert_eq!(R::decode(&bytes).as_ref(), Ok(&row));
+        for length in 0..bytes.len() {
+            assert!(R::decode(&bytes[..length]).is_err(), "{row:?} cut to {length}");
+        }
+        let longer = [&bytes[..], &[0]].concat();
+        assert_eq!(R::decode(&longer), Err(DecodeError::Long));
+        let newer = [&[VERSION + 1], &bytes[1..]].concat();
+        assert_eq!(R::decode(&newer), Err(DecodeError::Version(VERSION + 1)));
+        for at in 1..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0xff;
+            assert_ne!(R::decode(&damaged).as_ref(), Ok(&row));
+        }
+    }
+
+    #[test]
+    fn rows_round_trip_and_damage_is_an_error() {
+        survives(message());
+        survives(MessageRow {
+            attachment: Some(chat::Attachment {
+                attachment_id: "1".into(),
+                r#type: "image/png".into(),
+                name: "sea.png".into(),
+                url: "https://example.org/sea.png".into(),
+                size: 1 << 40,
+            }),
+            does_not_count: false,
+            ..message()
+        });
+        survives(DedupeRow { conversation_id: "g:x".into(), sequence: 1 << 33 });
+        survives(ConversationRow {
+            max_sequence: 1000,
+            counting: 900,
+            message_version: 70_000,
+            sent: [1000, 0],
+            by_cursor: true,
+            removed: false,
+        });
+        survives(MemberRow {
+            version: 9,
+            init_sequence: 8,
+            delivered: 700,
+            read: 600,
+            own_last_sent: 5,
+            quit_sequence: Some(800),
+            do_not_disturb: true,
+            by_cursor: false,
+        });
+        survives(MemberRow::default());
+        survives(PointerRow { max_sequence: 5, version: 1 << 20 });
+        survives(GroupRow {
+            name: "n".into(),
+            avatar: String::new(),
+            members_max: 500,
+            created_at_ms: 1_700_000_000_000,
+            removed: true,
+        });
+    }
+}

@@ -1,0 +1,656 @@
+//! One commit in the making: applies writes in order to what is stored, seen through what the same
+//! commit has changed already. It decides sequences, duplicates, membership and cursors.
+//!
+//! It writes nothing. The writer thread is the only one that changes the store, so what this reads
+//! stays true until its changes are committed; a transaction that fails is simply dropped.
+//!
+//! Invariant: a write that is refused has changed nothing, so every check comes before the first
+//! change.
+
+use std::{collections::HashMap, sync::Arc};
+
+use millrace_protocol::{Code, chat};
+
+use super::{
+    cache::Cache,
+    database::{Changes, Tables},
+    encoding::DecodeError,
+    keys::{self, Table, UserRow},
+    rows::{ConversationRow, DedupeRow, GroupRow, MemberRow, MessageRow, PointerRow, Row},
+};
+use crate::storage::{
+    Members, Outcome, StoreError, Target, Write,
+    conversation_id::{self, ConversationName},
+    limits::*,
+};
+
+/// A conversation as the writer knows it.
+#[derive(Clone)]
+pub struct Conversation {
+    pub row: ConversationRow,
+    /// In byte order.
+    pub members: Members,
+}
+
+/// What the writer remembers between commits.
+pub struct Caches {
+    pub conversations: Cache<String, Conversation>,
+    /// By key in [`Table::Users`].
+    pub members: Cache<Vec<u8>, MemberRow>,
+}
+
+/// Why a write was refused; becomes [`Outcome::Refused`].
+struct Refusal(Code, &'static str);
+
+/// A refusal is an outcome, a failure of the store is not.
+enum Stop {
+    Refused(Refusal),
+    Failed(StoreError),
+}
+
+impl From<StoreError> for Stop {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+fn refuse<T>(code: Code, reason: &'static str) -> Result<T, Stop> {
+    Err(Stop::Refused(Refusal(code, reason)))
+}
+
+/// The changes of one commit.
+pub struct Transaction<'a> {
+    tables: &'a Tables,
+    caches: &'a mut Caches,
+    fan_out_members_max: usize,
+    version: u64,
+    changes: Changes,
+    conversations: HashMap<String, Conversation>,
+    members: HashMap<Vec<u8>, MemberRow>,
+}
+
+/// What a commit changes in memory once it is durable.
+pub struct Applied {
+    pub conversations: HashMap<String, Conversation>,
+    pub members: HashMap<Vec<u8>, MemberRow>,
+}
+
+impl<'a> Transaction<'a> {
+    /// Begins behind the commit of `version`.
+    pub fn new(
+        tables: &'a Tables,
+        caches: &'a mut Caches,
+        fan_out_members_max: usize,
+        version: u64,
+    ) -> Self {
+        Self {
+            tables,
+            caches,
+            fan_out_members_max,
+            version,
+            changes: Changes::new(),
+            conversations: HashMap::new(),
+            members: HashMap::new(),
+        }
+    }
+
+    /// Applies one write.
+    pub fn apply(&mut self, write: Write) -> Result<Outcome, StoreError> {
+        let result = match write {
+            Write::Append {
+                message_id,
+                sender_id,
+                client_message_id,
+                target,
+                kind,
+                body,
+                attachment,
+                does_not_count,
+                sent_at_ms,
+            } => {
+                let message = MessageRow {
+                    version: 0,
+                    counting: 0,
+                    message_id,
+                    sender_id,
+                    client_message_id,
+                    kind,
+                    body,
+                    attachment,
+                    sent_at_ms,
+                    state: 0,
+                    does_not_count,
+                };
+                self.append(message, &target)
+            }
+            Write::MoveCursor { user_id, conversation_id, delivered, read } => {
+                self.move_cursor(user_id, conversation_id, delivered, read)
+            }
+            Write::CreateGroup { group_id, name, avatar, members, members_max, created_at_ms } => {
+                let members_max =
+                    if members_max == 0 { GROUP_MEMBERS_MAX_DEFAULT } else { members_max };
+                let group = GroupRow { name, avatar, members_max, created_at_ms, removed: false };
+                self.create_group(group_id, group, members)
+            }
+            Write::RemoveGroup { group_id } => self.remove_group(&group_id),
+            Write::AddMembers { group_id, user_ids } => self.add_members(&group_id, user_ids),
+            Write::RemoveMembers { group_id, user_ids } => self.remove_members(&group_id, user_ids),
+            Write::SetDoNotDisturb { user_id, conversation_id, do_not_disturb } => {
+                self.set_do_not_disturb(&user_id, &conversation_id, do_not_disturb)
+            }
+        };
+        match result {
+            Ok(outcome) => Ok(outcome),
+            Err(Stop::Refused(Refusal(code, reason))) => {
+                Ok(Outcome::Refused { code, reason: reason.to_owned() })
+            }
+            Err(Stop::Failed(error)) => Err(error),
+        }
+    }
+
+    /// The version after the writes so far; the one it began with when nothing changed.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// What to write, and what to remember once that is durable.
+    pub fn finish(self) -> (Changes, Applied) {
+        (self.changes, Applied { conversations: self.conversations, members: self.members })
+    }
+
+    // --- messages -------------------------------------------------------------------------------
+
+    fn append(&mut self, mut message: MessageRow, target: &Target) -> Result<Outcome, Stop> {
+        check_id(
+            &message.sender_id,
+            USER_ID_BYTES_MAX,
+            "the sender's user id is empty or too long",
+        )?;
+        check_id(
+            &message.client_message_id,
+            CLIENT_MESSAGE_ID_BYTES_MAX,
+            "client_message_id is empty or too long",
+        )?;
+        let dedupe_key = keys::dedupe(&message.sender_id, &message.client_message_id);
+        if let Some(stored) = self.get::<DedupeRow>(Table::Dedupe, &dedupe_key)? {
+            return Ok(self.duplicate(&stored)?);
+        }
+
+        if message.body.len() > BODY_BYTES_MAX {
+            return refuse(Code::TooLarge, "the body is too large");
+        }
+        if let Some(attachment) = &message.attachment {
+            let chat::Attachment { attachment_id, r#type, name, url, size: _ } = attachment;
+            if [attachment_id, r#type, name, url].iter().any(|text| text.len() > TEXT_BYTES_MAX) {
+                return refuse(Code::BadRequest, "a text of the attachment is too long");
+            }
+        }
+        let (conversation_id, mut conversation) = match target {
+            Target::User(user_id) => {
+                check_id(user_id, USER_ID_BYTES_MAX, "user_id is empty or too long")?;
+                self.single(&message.sender_id, user_id)?
+            }
+            Target::Group(group_id) => {
+                check_id(group_id, GROUP_ID_BYTES_MAX, "group_id is empty or too long")?;
+                let conversation_id = conversation_id::group(group_id);
+                let conversation = self.living_group(&conversation_id)?;
+                if !is_member(&conversation.members, &message.sender_id) {
+                    return refuse(Code::NotPermitted, "only members send to a group");
+                }
+                (conversation_id, conversation)
+            }
+        };
+
+        self.version += 1;
+        let row = &mut conversation.row;
+        row.max_sequence += 1;
+        row.counting += u64::from(!message.does_not_count);
+        row.message_version = self.version;
+        let sequence = row.max_sequence;
+        message.version = self.version;
+        message.counting = row.counting;
+        let conversation_type = match target {
+            Target::User(_) => {
+                for (place, member) in [0, conversation.members.len() - 1].into_iter().zip([0, 1]) {
+                    if *conversation.members[place] == *message.sender_id {
+                        row.sent[member] = sequence;
+                    }
+                }
+                conversation_id::CONVERSATION_TYPE_SINGLE
+            }
+            Target::Group(_) => {
+                let mut own = self.member_or_default(&message.sender_id, &conversation_id)?;
+                own.own_last_sent = sequence;
+                self.put_member(&message.sender_id, &conversation_id, own);
+                conversation_id::CONVERSATION_TYPE_GROUP
+            }
+        };
+        if !conversation.row.by_cursor {
+            let pointer = PointerRow { max_sequence: sequence, version: self.version }.encode();
+            for user_id in conversation.members.iter() {
+                let key = keys::user(user_id, &conversation_id, UserRow::Pointer);
+                self.changes.insert((Table::Users, key), Some(pointer.clone()));
+            }
+        }
+        let dedupe = DedupeRow { conversation_id: conversation_id.clone(), sequence };
+        self.put(Table::Dedupe, dedupe_key, &dedupe);
+        self.put(Table::Messages, keys::message(&conversation_id, sequence), &message);
+        let recipients = conversation.members.clone();
+        self.put_conversation(&conversation_id, conversation);
+        Ok(Outcome::Appended {
+            message: message.into_message(&conversation_id, conversation_type, sequence),
+            duplicate: false,
+            version: self.version,
+            recipients,
+        })
+    }
+
+    /// The outcome of a message that was stored before.
+    fn duplicate(&mut self, stored: &DedupeRow) -> Result<Outcome, StoreError> {
+        let DedupeRow { conversation_id, sequence } = stored;
+        let key = keys::message(conversation_id, *sequence);
+        let message: Option<MessageRow> = self.get(Table::Messages, &key)?;
+        let name = ConversationName::parse(conversation_id);
+        let (Some(message), Some(name), Some(conversation)) =
+            (message, name, self.conversation(conversation_id)?)
+        else {
+            return Err(StoreError::Corrupt(format!(
+                "message {sequence} of {conversation_id} is known but not there"
+            )));
+        };
+        Ok(Outcome::Appended {
+            duplicate: true,
+            version: message.version,
+            message: message.into_message(conversation_id, name.conversation_type(), *sequence),
+            recipients: conversation.members,
+        })
+    }
+
+    /// The single chat of two users, which its first message begins.
+    fn single(&mut self, sender_id: &str, user_id: &str) -> Result<(String, Conversation), Stop> {
+        let conversation_id = conversation_id::single(sender_id, user_id);
+        if let Some(conversation) = self.conversation(&conversation_id)? {
+            return Ok((conversation_id, conversation));
+        }
+        let members = single_members(sender_id, user_id);
+        for user_id in members.iter() {
+            // The version is that of the message, which is about to be stored.
+            let row = MemberRow { version: self.version + 1, ..MemberRow::default() };
+            self.put_member(user_id, &conversation_id, row);
+        }
+        Ok((conversation_id, Conversation { row: ConversationRow::default(), members }))
+    }
+
+    // --- a member's own row -----------------------------------------------------------------------
+
+    fn move_cursor(
+        &mut self,
+        user_id: String,
+        conversation_id: String,
+        delivered: u64,
+        read: u64,
+    ) -> Result<Outcome, Stop> {
+        let (conversation, mut row) = self.membership(&user_id, &conversation_id)?;
+        let top = row.quit_sequence.unwrap_or(conversation.row.max_sequence);
+        let read = row.read.max(read.min(top));
+        let delivered = row.delivered.max(delivered.min(top)).max(read);
+        let changed = (row.delivered, row.read) != (delivered, read);
+        let members = match row.quit_sequence {
+            Some(_) => [Arc::from(&user_id[..])].into(),
+            None => conversation.members,
+        };
+        if changed {
+            self.version += 1;
+            if row.read != read {
+                row.version = self.version;
+            }
+            (row.delivered, row.read) = (delivered, read);
+            self.put_member(&user_id, &conversation_id, row);
+        }
+        let conversation_type =
+            ConversationName::parse(&conversation_id).map_or(0, |name| name.conversation_type());
+        Ok(Outcome::CursorMoved {
+            conversation_id,
+            conversation_type,
+            user_id,
+            delivered,
+            read,
+            changed,
+            members,
+            version: self.version,
+        })
+    }
+
+    fn set_do_not_disturb(
+        &mut self,
+        user_id: &str,
+        conversation_id: &str,
+        do_not_disturb: bool,
+    ) -> Result<Outcome, Stop> {
+        let (_, mut row) = self.membership(user_id, conversation_id)?;
+        if row.do_not_disturb != do_not_disturb {
+            self.version += 1;
+            row.version = self.version;
+            row.do_not_disturb = do_not_disturb;
+            self.put_member(user_id, conversation_id, row);
+        }
+        Ok(Outcome::Updated { version: self.version })
+    }
+
+    /// A conversation and the row of somebody who is or was in it.
+    fn membership(
+        &mut self,
+        user_id: &str,
+        conversation_id: &str,
+    ) -> Result<(Conversation, MemberRow), Stop> {
+        check_id(user_id, USER_ID_BYTES_MAX, "the user id is empty or too long")?;
+        if ConversationName::parse(conversation_id).is_none() {
+            return refuse(Code::NotFound, "there is no such conversation");
+        }
+        let Some(conversation) = self.conversation(conversation_id)? else {
+            return refuse(Code::NotFound, "there is no such conversation");
+        };
+        match self.member(user_id, conversation_id)? {
+            Some(row) => Ok((conversation, row)),
+            None => refuse(Code::NotPermitted, "the user is not a member of this conversation"),
+        }
+    }
+
+    // --- groups ---------------------------------------------------------------------------------
+
+    fn create_group(
+        &mut self,
+        group_id: String,
+        group: GroupRow,
+        mut members: Vec<String>,
+    ) -> Result<Outcome, Stop> {
+        check_id(&group_id, GROUP_ID_BYTES_MAX, "group_id is empty or too long")?;
+        check_ids(&members)?;
+        members.sort_unstable();
+        members.dedup();
+        if members.is_empty() {
+            return refuse(Code::BadRequest, "a group has at least one member");
+        }
+        if group.name.len() > TEXT_BYTES_MAX || group.avatar.len() > TEXT_BYTES_MAX {
+            return refuse(Code::BadRequest, "the name or the avatar is too long");
+        }
+        if group.members_max > GROUP_MEMBERS_MAX_CEILING {
+            return refuse(Code::BadRequest, "members_max is above what any group may have");
+        }
+        if members.len() > group.members_max as usize {
+            return refuse(Code::OverCapacity, "more members than members_max");
+        }
+        let conversation_id = conversation_id::group(&group_id);
+        // Of a removed group the conversation is still there, and its sequences go on.
+        let mut conversation = match self.conversation(&conversation_id)? {
+            Some(conversation) if !conversation.row.removed => {
+                return refuse(Code::AlreadyExists, "a group with this id exists");
+            }
+            Some(conversation) => conversation,
+            None => Conversation { row: ConversationRow::default(), members: [].into() },
+        };
+        self.version += 1;
+        conversation.row.removed = false;
+        conversation.members = members.iter().map(|user_id| Arc::from(&user_id[..])).collect();
+        conversation.row.by_cursor |= members.len() > self.fan_out_members_max;
+        for user_id in &members {
+            self.join(&group_id, user_id, &conversation_id, &conversation.row);
+        }
+        self.put(Table::Groups, keys::group(&group_id), &group);
+        let members = conversation.members.clone();
+        self.put_conversation(&conversation_id, conversation);
+        Ok(Outcome::GroupCreated { group_id, conversation_id, members, version: self.version })
+    }
+
+    fn remove_group(&mut self, group_id: &str) -> Result<Outcome, Stop> {
+        let (mut group, conversation_id, mut conversation) = self.group(group_id)?;
+        self.version += 1;
+        let members = std::mem::replace(&mut conversation.members, [].into());
+        for user_id in members.iter() {
+            self.quit(group_id, user_id, &conversation_id, conversation.row.max_sequence)?;
+        }
+        conversation.row.removed = true;
+        group.removed = true;
+        self.put(Table::Groups, keys::group(group_id), &group);
+        self.put_conversation(&conversation_id, conversation);
+        Ok(Outcome::GroupRemoved { conversation_id, members, version: self.version })
+    }
+
+    fn add_members(&mut self, group_id: &str, mut user_ids: Vec<String>) -> Result<Outcome, Stop> {
+        let (group, conversation_id, mut conversation) = self.group(group_id)?;
+        check_ids(&user_ids)?;
+        user_ids.retain(|user_id| !is_member(&conversation.members, user_id));
+        user_ids.sort_unstable();
+        user_ids.dedup();
+        let count = conversation.members.len() + user_ids.len();
+        if !user_ids.is_empty() && count > group.members_max as usize {
+            return refuse(Code::OverCapacity, "more members than members_max");
+        }
+        if !user_ids.is_empty() {
+            self.version += 1;
+            if count > self.fan_out_members_max && !conversation.row.by_cursor {
+                // Pointers end here: from now on the members look at the conversation itself.
+                conversation.row.by_cursor = true;
+                for user_id in conversation.members.iter() {
+                    let mut row = self.member_or_default(user_id, &conversation_id)?;
+                    row.by_cursor = true;
+                    self.put_member(user_id, &conversation_id, row);
+                }
+            }
+            for user_id in &user_ids {
+                self.join(group_id, user_id, &conversation_id, &conversation.row);
+            }
+            let added = user_ids.iter().map(|user_id| Arc::from(&user_id[..]));
+            let mut members: Vec<Arc<str>> =
+                conversation.members.iter().cloned().chain(added).collect();
+            members.sort_unstable();
+            conversation.members = members.into();
+            self.put_conversation(&conversation_id, conversation.clone());
+        }
+        Ok(Outcome::MembersAdded {
+            conversation_id,
+            added: user_ids.len() as u32,
+            members: conversation.members,
+            version: self.version,
+        })
+    }
+
+    fn remove_members(
+        &mut self,
+        group_id: &str,
+        mut user_ids: Vec<String>,
+    ) -> Result<Outcome, Stop> {
+        let (_, conversation_id, mut conversation) = self.group(group_id)?;
+        check_ids(&user_ids)?;
+        user_ids.retain(|user_id| is_member(&conversation.members, user_id));
+        user_ids.sort_unstable();
+        user_ids.dedup();
+        if !user_ids.is_empty() {
+            self.version += 1;
+            for user_id in &user_ids {
+                self.quit(group_id, user_id, &conversation_id, conversation.row.max_sequence)?;
+            }
+            let gone = |user_id: &Arc<str>| {
+                user_ids.binary_search_by(|other| other[..].cmp(user_id)).is_ok()
+            };
+            conversation.members =
+                conversation.members.iter().filter(|user_id| !gone(user_id)).cloned().collect();
+            self.put_conversation(&conversation_id, conversation.clone());
+        }
+        Ok(Outcome::MembersRemoved {
+            conversation_id,
+            removed: user_ids.len() as u32,
+            members: conversation.members,
+            version: self.version,
+        })
+    }
+
+    /// A group that was not removed, with its conversation.
+    fn group(&mut self, group_id: &str) -> Result<(GroupRow, String, Conversation), Stop> {
+        check_id(group_id, GROUP_ID_BYTES_MAX, "group_id is empty or too long")?;
+        let conversation_id = conversation_id::group(group_id);
+        let conversation = self.living_group(&conversation_id)?;
+        match self.get(Table::Groups, &keys::group(group_id))? {
+            Some(group) => Ok((group, conversation_id, conversation)),
+            None => refuse(Code::NotFound, "there is no such group"),
+        }
+    }
+
+    fn living_group(&mut self, conversation_id: &str) -> Result<Conversation, Stop> {
+        match self.conversation(conversation_id)? {
+            Some(conversation) if !conversation.row.removed => Ok(conversation),
+            _ => refuse(Code::NotFound, "there is no such group"),
+        }
+    }
+
+    /// Makes somebody a member who sees what comes from now on.
+    fn join(
+        &mut self,
+        group_id: &str,
+        user_id: &str,
+        conversation_id: &str,
+        row: &ConversationRow,
+    ) {
+        let member = MemberRow {
+            version: self.version,
+            init_sequence: row.max_sequence,
+            delivered: row.max_sequence,
+            read: row.max_sequence,
+            by_cursor: row.by_cursor,
+            ..MemberRow::default()
+        };
+        self.put_member(user_id, conversation_id, member);
+        let key = keys::group_member(group_id, user_id);
+        self.changes.insert((Table::Groups, key), Some(vec![]));
+    }
+
+    /// Ends somebody's membership; what was there until now stays readable.
+    fn quit(
+        &mut self,
+        group_id: &str,
+        user_id: &str,
+        conversation_id: &str,
+        max_sequence: u64,
+    ) -> Result<(), StoreError> {
+        let mut member = self.member_or_default(user_id, conversation_id)?;
+        member.version = self.version;
+        member.quit_sequence = Some(max_sequence);
+        self.put_member(user_id, conversation_id, member);
+        self.changes.insert((Table::Groups, keys::group_member(group_id, user_id)), None);
+        Ok(())
+    }
+
+    // --- rows, seen through this commit ---------------------------------------------------------
+
+    fn get<R: Row>(&self, table: Table, key: &[u8]) -> Result<Option<R>, StoreError> {
+        match self.changes.get(&(table, key.to_vec())) {
+            Some(Some(value)) => super::database::decode(table, value).map(Some),
+            Some(None) => Ok(None),
+            None => self.tables.get(table, key),
+        }
+    }
+
+    fn put<R: Row>(&mut self, table: Table, key: Vec<u8>, row: &R) {
+        self.changes.insert((table, key), Some(row.encode()));
+    }
+
+    fn conversation(&mut self, conversation_id: &str) -> Result<Option<Conversation>, StoreError> {
+        if let Some(conversation) = self.conversations.get(conversation_id) {
+            return Ok(Some(conversation.clone()));
+        }
+        if let Some(conversation) = self.caches.conversations.get(conversation_id) {
+            return Ok(Some(conversation.clone()));
+        }
+        let key = conversation_id.as_bytes();
+        let Some(row) = self.tables.get::<ConversationRow>(Table::Conversations, key)? else {
+            return Ok(None);
+        };
+        let members = stored_members(self.tables, conversation_id)?;
+        let conversation = Conversation { row, members };
+        self.caches.conversations.insert(conversation_id.to_owned(), conversation.clone());
+        Ok(Some(conversation))
+    }
+
+    fn put_conversation(&mut self, conversation_id: &str, conversation: Conversation) {
+        let key = conversation_id.as_bytes().to_vec();
+        self.put(Table::Conversations, key, &conversation.row);
+        self.conversations.insert(conversation_id.to_owned(), conversation);
+    }
+
+    fn member(
+        &mut self,
+        user_id: &str,
+        conversation_id: &str,
+    ) -> Result<Option<MemberRow>, StoreError> {
+        let key = keys::user(user_id, conversation_id, UserRow::Member);
+        if let Some(row) = self.members.get(&key) {
+            return Ok(Some(row.clone()));
+        }
+        if let Some(row) = self.caches.members.get(&key) {
+            return Ok(Some(row.clone()));
+        }
+        let row: Option<MemberRow> = self.tables.get(Table::Users, &key)?;
+        if let Some(row) = &row {
+            self.caches.members.insert(key, row.clone());
+        }
+        Ok(row)
+    }
+
+    /// The row of somebody who is a member, so that it must be there.
+    fn member_or_default(
+        &mut self,
+        user_id: &str,
+        conversation_id: &str,
+    ) -> Result<MemberRow, StoreError> {
+        self.member(user_id, conversation_id)?.ok_or_else(|| {
+            StoreError::Corrupt(format!("a member of {conversation_id} has no row there"))
+        })
+    }
+
+    fn put_member(&mut self, user_id: &str, conversation_id: &str, row: MemberRow) {
+        let key = keys::user(user_id, conversation_id, UserRow::Member);
+        self.put(Table::Users, key.clone(), &row);
+        self.members.insert(key, row);
+    }
+}
+
+/// The members of a conversation that exists: named by a single chat's id, listed for a group.
+pub fn stored_members(tables: &Tables, conversation_id: &str) -> Result<Members, StoreError> {
+    match ConversationName::parse(conversation_id) {
+        Some(ConversationName::Single(first, second)) => Ok(single_members(first, second)),
+        Some(ConversationName::Group(group_id)) => {
+            let prefix = keys::group_members_prefix(group_id);
+            let mut members: Vec<Arc<str>> = vec![];
+            tables.view().prefix(Table::Groups, &prefix, |key, _| {
+                let user_id = std::str::from_utf8(&key[prefix.len()..])
+                    .map_err(|_| super::database::corrupt(Table::Groups, DecodeError::Text))?;
+                members.push(user_id.into());
+                Ok(())
+            })?;
+            Ok(members.into())
+        }
+        None => Ok([].into()),
+    }
+}
+
+/// Both users in byte order, or the one of a note to oneself.
+fn single_members(one: &str, other: &str) -> Members {
+    match one.cmp(other) {
+        std::cmp::Ordering::Less => [one.into(), other.into()].into(),
+        std::cmp::Ordering::Equal => [one.into()].into(),
+        std::cmp::Ordering::Greater => [other.into(), one.into()].into(),
+    }
+}
+
+fn is_member(members: &Members, user_id: &str) -> bool {
+    members.binary_search_by(|member| (**member).cmp(user_id)).is_ok()
+}
+
+fn check_id(id: &str, bytes_max: usize, reason: &'static str) -> Result<(), Stop> {
+    if (1..=bytes_max).contains(&id.len()) { Ok(()) } else { refuse(Code::BadRequest, reason) }
+}
+
+fn check_ids(user_ids: &[String]) -> Result<(), Stop> {
+    let reason = "a user id is empty or too long";
+    user_ids.iter().try_for_each(|user_id| check_id(user_id, USER_ID_BYTES_MAX, reason))
+}
