@@ -282,3 +282,64 @@ impl Driver {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+    use crate::Options;
+
+    #[derive(Default)]
+    struct Count {
+        accepted: usize,
+    }
+
+    impl Handler for Count {
+        fn accepted(&mut self, _: SocketId, _: ListenerId, _: SocketAddr) -> u64 {
+            self.accepted += 1;
+            0
+        }
+        fn connected(&mut self, _: SocketId, _: u64, _: io::Result<()>) {}
+        fn received(&mut self, _: SocketId, _: u64, _: &mut [u8]) {}
+        fn receive_ended(&mut self, _: SocketId, _: u64, _: io::Result<()>) {}
+        fn sent(&mut self, _: SocketId, _: u64, _: io::Result<()>) {}
+        fn closed(&mut self, _: SocketId, _: u64) {}
+        fn woken(&mut self) {}
+    }
+
+    /// The table never becomes full by our own doing, but the system's file table may.
+    #[test]
+    fn accepting_goes_on_after_an_error_from_the_kernel() {
+        for code in [libc::ENFILE, libc::EMFILE, libc::ENOMEM, libc::ECONNABORTED] {
+            let options = Options { sockets_max: 64, ..Options::default() };
+            let mut driver = Driver::new(options).unwrap();
+            let mut count = Count::default();
+            let (_, address) = driver.listen("127.0.0.1:0".parse().unwrap(), 4).unwrap();
+            assert_eq!(driver.arm_accepts(), None);
+            assert_eq!(driver.listeners[0].many, Many::Armed);
+            // As if the kernel had ended the multishot accept: really ended by a cancellation,
+            // with the code of the error in its last completion.
+            let target = tag(Kind::AcceptMany, 0);
+            driver.ring.push(Operation::cancel(tag(Kind::CancelAccept, 0), target));
+            driver.ring.enter(1, Some(Duration::from_secs(5))).unwrap();
+            let mut batch = Vec::new();
+            driver.ring.reap(&mut batch, 8);
+            let mut last = batch[0];
+            assert_eq!((batch.len(), last.result), (1, -libc::ECANCELED));
+            last.result = -code;
+            driver.on_accept(target, last);
+            assert_eq!(driver.listeners[0].many, Many::Off);
+            assert_eq!(driver.statistics().accept_failed, 1);
+
+            let _client = TcpStream::connect(address).unwrap();
+            let start = Instant::now();
+            while count.accepted == 0 {
+                // The rest after the error must shorten this wait.
+                driver.poll(Some(Duration::from_secs(20)), &mut count).unwrap();
+                assert!(start.elapsed() < Duration::from_secs(15), "accepting has ended");
+            }
+        }
+    }
+}

@@ -86,3 +86,29 @@ fn a_paused_socket_stops_its_peer() {
     assert!(all == pattern(BYTES));
     drop(writer.join().unwrap());
 }
+
+#[test]
+fn resuming_while_the_pause_is_under_way_needs_no_second_call() {
+    let mut driver = Driver::new(small()).unwrap();
+    let mut recorder = Recorder::default();
+    let (_, address) = driver.listen("127.0.0.1:0".parse().unwrap(), 16).unwrap();
+    let mut client = TcpStream::connect(address).unwrap();
+    let (id, _, _) = recorder.wait_accepted(&mut driver);
+    recorder.idle(&mut driver, 3);
+    for round in 0..50u8 {
+        driver.pause_receive(id);
+        driver.resume_receive(id);
+        if round % 2 == 0 {
+            recorder.idle(&mut driver, 1);
+        }
+        client.write_all(&[round; 10]).unwrap();
+        let mut bytes = Vec::new();
+        while bytes.len() < 10 {
+            bytes.extend(recorder.wait(&mut driver, "the bytes", |event| match event {
+                Event::Received(_, bytes) => Some(bytes.clone()),
+                _ => None,
+            }));
+        }
+        assert_eq!(bytes, [round; 10]);
+    }
+}

@@ -5,11 +5,11 @@
 
 mod common;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{seed, small};
 use millrace_uring::{Driver, Handler, ListenerId, Options, SocketId};
@@ -24,6 +24,7 @@ enum Life {
 #[derive(Default)]
 struct Storm {
     lives: HashMap<SocketId, (u64, Life)>,
+    known: HashSet<SocketId>,
     next: u64,
     changed: Vec<SocketId>,
     closed: u64,
@@ -42,7 +43,8 @@ impl Storm {
 impl Handler for Storm {
     fn accepted(&mut self, socket: SocketId, _: ListenerId, _: SocketAddr) -> u64 {
         self.next += 1;
-        assert!(self.lives.insert(socket, (self.next, Life::Open)).is_none(), "ids are new");
+        assert!(self.known.insert(socket), "an id is never used again");
+        self.lives.insert(socket, (self.next, Life::Open));
         self.changed.push(socket);
         self.next
     }
@@ -74,6 +76,7 @@ fn storm(options: Options, connections: usize) {
     let (_, address) = driver.listen("127.0.0.1:0".parse().unwrap(), 256).unwrap();
     let left = AtomicUsize::new(connections);
     let mut storm = Storm::default();
+    let deadline = Instant::now() + Duration::from_secs(120);
     std::thread::scope(|scope| {
         for thread in 0..8 {
             let left = &left;
@@ -94,6 +97,10 @@ fn storm(options: Options, connections: usize) {
             });
         }
         while left.load(Ordering::Acquire) > 0 || driver.sockets() > 0 {
+            if Instant::now() > deadline {
+                left.store(0, Ordering::Release);
+                panic!("the storm does not end: {driver:?} {:?}", storm.lives);
+            }
             driver.poll(Some(Duration::from_millis(20)), &mut storm).unwrap();
             let changed = std::mem::take(&mut storm.changed);
             for socket in changed {

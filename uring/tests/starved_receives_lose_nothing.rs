@@ -7,10 +7,11 @@ mod common;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Barrier;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use common::recorder::Recorder;
 use common::{Server, seed, small};
-use millrace_uring::Options;
+use millrace_uring::{Driver, Options};
 
 const SENDERS: usize = 200;
 const ROUNDS: usize = 8;
@@ -93,4 +94,24 @@ fn a_flooding_minority_does_not_starve_the_others() {
     });
     let (statistics, _) = server.stop();
     assert!(statistics.receive_starved > 0, "the test must starve: {statistics:?}");
+}
+
+#[test]
+fn the_driver_does_not_sleep_while_somebody_waits_in_line() {
+    // One buffer. The first client has more than it holds, so that all four find none and stand in
+    // line; the next two have nothing to receive and would hold up the fourth, were the driver to
+    // wait for them.
+    let options = Options { receive_buffers: 1, receive_buffer_bytes: 512, ..small() };
+    let mut driver = Driver::new(options).unwrap();
+    let mut recorder = Recorder::default();
+    let (_, address) = driver.listen("127.0.0.1:0".parse().unwrap(), 16).unwrap();
+    let mut clients: Vec<_> = (0..4).map(|_| TcpStream::connect(address).unwrap()).collect();
+    clients[0].write_all(&[1; 2000]).unwrap();
+    clients[3].write_all(&[4; 100]).unwrap();
+    let start = Instant::now();
+    while driver.statistics().received_bytes < 2100 {
+        driver.poll(Some(Duration::from_secs(20)), &mut recorder).unwrap();
+        assert!(start.elapsed() < Duration::from_secs(15), "slept: {:?}", driver.statistics());
+    }
+    assert!(driver.statistics().receive_starved >= 4, "{:?}", driver.statistics());
 }

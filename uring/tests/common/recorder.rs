@@ -91,9 +91,10 @@ impl Recorder {
 
     pub fn wait_connected(&mut self, driver: &mut Driver, id: SocketId) -> Result<(), i32> {
         self.wait(driver, "the connection", |event| match event {
-            Event::Connected(socket, _, result) if *socket == id => Some(
-                result.as_ref().map(|()| ()).map_err(|error| error.raw_os_error().unwrap_or(0)),
-            ),
+            Event::Connected(socket, _, result) if *socket == id => Some(match result {
+                Ok(()) => Ok(()),
+                Err(error) => Err(error.raw_os_error().unwrap_or(0)),
+            }),
             _ => None,
         })
     }
