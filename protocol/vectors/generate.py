@@ -4,6 +4,7 @@
 It knows nothing of the Rust code: frames, WebSocket and protobuf are encoded here from the
 documents (docs/protocol.md, RFC 6455, the .proto files), so that a mistake has to be made twice
 to go unseen. Run it after a change of the protocol; a vector that changes is a broken client.
+With --check it writes nothing and fails if the files differ.
 """
 
 import base64
@@ -12,6 +13,7 @@ import json
 import pathlib
 import re
 import struct
+import sys
 
 HERE = pathlib.Path(__file__).parent
 PROTO = HERE.parent / "proto"
@@ -23,7 +25,10 @@ CODES = {
 
 def write(name, document):
     text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-    (HERE / name).write_text(text, encoding="utf-8")
+    if "--check" not in sys.argv:
+        (HERE / name).write_text(text, encoding="utf-8")
+    elif (HERE / name).read_text(encoding="utf-8") != text:
+        sys.exit(f"{name} is not what generate.py writes")
 
 
 # --- frames ----------------------------------------------------------------------------------
