@@ -1,0 +1,224 @@
+//! What the clients of one thread share: settings, identity, randomness, records.
+//!
+//! Nothing here is shared between threads except the interned conversation names.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+
+use super::NS_PER_MS;
+use crate::{
+    log::{Log, Names},
+    record::Recorder,
+    scenario::{Population, Transport},
+};
+
+/// Different errors kept in words.
+const ERRORS_MAX: usize = 10;
+
+/// Where to connect.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// The resolved address.
+    pub address: SocketAddr,
+    /// For the Host header.
+    pub host: String,
+    /// The path of the upgrade request; empty for TCP.
+    pub path: String,
+}
+
+/// How the clients behave.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The TCP listener, if any user comes that way.
+    pub tcp: Option<Endpoint>,
+    /// The WebSocket listener, if any user comes that way.
+    pub websocket: Option<Endpoint>,
+    /// HS256 secret that the development tokens are signed with.
+    pub jwt_secret: String,
+    /// Unix time at which the tokens expire, in seconds.
+    pub tokens_expire_at_s: u64,
+    /// Smallest length of a message's text.
+    pub message_bytes: usize,
+    /// Send heartbeats; without them the server is expected to end the connection.
+    pub heartbeats: bool,
+    /// Logic or gateway are expected to be killed: a redelivery on a live connection is then
+    /// counted and not a fault.
+    pub expect_faults: bool,
+    /// Come back after a lost connection.
+    pub reconnect: bool,
+    /// Connect, upgrade and login each take at most this long.
+    pub stage_timeout_ns: u64,
+    /// A message that is not answered for this long is sent again.
+    pub send_timeout_ns: u64,
+    /// So many times, then it is given up.
+    pub resends_max: u32,
+    /// A message is given up at this age, whatever the reason.
+    pub send_age_max_ns: u64,
+    /// At most one DELIVER_ACK per conversation in this span.
+    pub ack_delay_ns: u64,
+    /// A hole in a conversation that lasts this long is pulled.
+    pub hole_grace_ns: u64,
+    /// Reconnects wait a random part of this, doubled with every failure …
+    pub reconnect_base_ns: u64,
+    /// … up to this.
+    pub reconnect_cap_ns: u64,
+    /// So many failures in a row, then the user gives up.
+    pub reconnects_max: u32,
+}
+
+impl Settings {
+    /// The behaviour of a good client, with the protocol's times.
+    pub fn new(jwt_secret: &str, tokens_expire_at_s: u64) -> Self {
+        Self {
+            tcp: None,
+            websocket: None,
+            jwt_secret: jwt_secret.to_owned(),
+            tokens_expire_at_s,
+            message_bytes: 100,
+            heartbeats: true,
+            expect_faults: false,
+            reconnect: true,
+            stage_timeout_ns: 15_000 * NS_PER_MS,
+            send_timeout_ns: 15_000 * NS_PER_MS,
+            resends_max: 3,
+            send_age_max_ns: 120_000 * NS_PER_MS,
+            ack_delay_ns: 200 * NS_PER_MS,
+            hole_grace_ns: 1_000 * NS_PER_MS,
+            reconnect_base_ns: 500 * NS_PER_MS,
+            reconnect_cap_ns: 20_000 * NS_PER_MS,
+            reconnects_max: 20,
+        }
+    }
+
+    /// The listener of a transport.
+    pub fn endpoint(&self, transport: Transport) -> Option<&Endpoint> {
+        match transport {
+            Transport::Tcp => self.tcp.as_ref(),
+            Transport::WebSocket => self.websocket.as_ref(),
+        }
+    }
+}
+
+/// How connections ended, for the scenarios that wait for the server to end them.
+#[derive(Clone, Debug, Default)]
+pub struct Endings {
+    /// How many sessions ended.
+    pub count: u64,
+    /// Shortest span from the client's last frame to the end.
+    pub silence_ns_min: u64,
+    /// Longest one.
+    pub silence_ns_max: u64,
+    /// By the label of the code that the server named, or `none`.
+    pub by_label: Vec<(&'static str, u64)>,
+}
+
+impl Endings {
+    /// Notes the end of a session.
+    pub fn add(&mut self, silence_ns: u64, label: &'static str) {
+        self.silence_ns_min =
+            if self.count == 0 { silence_ns } else { self.silence_ns_min.min(silence_ns) };
+        self.silence_ns_max = self.silence_ns_max.max(silence_ns);
+        self.count += 1;
+        self.add_label(label, 1);
+    }
+
+    fn add_label(&mut self, label: &'static str, by: u64) {
+        match self.by_label.iter_mut().find(|(known, _)| *known == label) {
+            Some((_, count)) => *count += by,
+            None => self.by_label.push((label, by)),
+        }
+    }
+
+    /// Adds another thread's.
+    pub fn merge(&mut self, other: &Self) {
+        if other.count == 0 {
+            return;
+        }
+        self.silence_ns_min = if self.count == 0 {
+            other.silence_ns_min
+        } else {
+            self.silence_ns_min.min(other.silence_ns_min)
+        };
+        self.silence_ns_max = self.silence_ns_max.max(other.silence_ns_max);
+        self.count += other.count;
+        for (label, count) in &other.by_label {
+            self.add_label(label, *count);
+        }
+    }
+}
+
+/// See the module.
+pub struct Context {
+    /// How the clients behave.
+    pub settings: Arc<Settings>,
+    /// Who they are.
+    pub population: Arc<Population>,
+    /// Numbers for conversations.
+    pub names: Names,
+    /// Seeded.
+    pub random: fastrand::Rng,
+    /// Latencies and counters.
+    pub record: Recorder,
+    /// For the verifier.
+    pub log: Log,
+    /// Ends of sessions.
+    pub endings: Endings,
+    /// PULL_MESSAGES on their way.
+    pub pulls_outstanding: u64,
+    /// The first few errors in words, each once; the counters have the numbers.
+    pub errors: Vec<String>,
+    token_key: EncodingKey,
+    /// Unix time of nanosecond 0 of the run, in milliseconds.
+    unix_ms_at_start: i64,
+}
+
+#[derive(serde::Serialize)]
+struct Claims<'a> {
+    sub: &'a str,
+    exp: u64,
+}
+
+impl Context {
+    /// A fresh context for one thread.
+    pub fn new(
+        settings: Arc<Settings>,
+        population: Arc<Population>,
+        names: Names,
+        seed: u64,
+        unix_ms_at_start: i64,
+    ) -> Self {
+        Self {
+            token_key: EncodingKey::from_secret(settings.jwt_secret.as_bytes()),
+            settings,
+            population,
+            names,
+            random: fastrand::Rng::with_seed(seed),
+            record: Recorder::default(),
+            log: Log::default(),
+            endings: Endings::default(),
+            pulls_outstanding: 0,
+            errors: Vec::new(),
+            unix_ms_at_start,
+        }
+    }
+
+    /// Keeps an error in words, unless it is known or there are many already.
+    pub fn note_error(&mut self, error: String) {
+        if self.errors.len() < ERRORS_MAX && !self.errors.contains(&error) {
+            self.errors.push(error);
+        }
+    }
+
+    /// A development token for a user.
+    pub fn token(&self, user_id: &str) -> String {
+        let claims = Claims { sub: user_id, exp: self.settings.tokens_expire_at_s };
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.token_key)
+            .expect("HS256 signs any claims with any secret")
+    }
+
+    /// Unix time in milliseconds at a moment of the run.
+    pub fn unix_ms(&self, now_ns: u64) -> i64 {
+        self.unix_ms_at_start + (now_ns / NS_PER_MS) as i64
+    }
+}

@@ -1,0 +1,210 @@
+//! What the run's coordinator and the generator threads say to each other: a phase, a snapshot
+//! of counters, the records, and pulls to make. Everything is looked at a few times a second and
+//! bounded; nobody waits for anybody.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    },
+};
+
+use hdrhistogram::Histogram;
+
+use crate::{
+    log::Log,
+    record::{Counters, histogram},
+    verify::Repair,
+};
+
+/// Where the run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Phase {
+    /// Connections are being opened.
+    Ramp,
+    /// All are up; nothing is sent but heartbeats.
+    Hold,
+    /// The schedule runs.
+    Load,
+    /// The schedule is over; what is on its way arrives.
+    Settle,
+    /// Sessions are ended.
+    Leave,
+}
+
+impl Phase {
+    const ALL: [Self; 5] = [Self::Ramp, Self::Hold, Self::Load, Self::Settle, Self::Leave];
+
+    /// For the progress line.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Ramp => "ramp",
+            Self::Hold => "hold",
+            Self::Load => "load",
+            Self::Settle => "settle",
+            Self::Leave => "leave",
+        }
+    }
+}
+
+/// A thread's state as it last published it.
+#[derive(Debug, Default, Clone)]
+pub struct Snapshot {
+    /// Counters so far.
+    pub counters: Counters,
+    /// Sessions that are up.
+    pub ready: u64,
+    /// Users that want no connection any more.
+    pub done: u64,
+    /// Messages not yet acknowledged.
+    pub outstanding: u64,
+    /// PULL_MESSAGES on their way, or still to be written.
+    pub pulls: u64,
+    /// Records held.
+    pub records: u64,
+    /// The first few errors in words.
+    pub errors: Vec<String>,
+}
+
+/// One thread's side.
+pub struct Slot {
+    /// Published a few times a second.
+    snapshot: Mutex<Snapshot>,
+    /// Delivery latencies since the coordinator last took them.
+    recent: Mutex<Histogram<u64>>,
+    /// Pulls to make; at most `verify::REPAIRS_MAX`.
+    repairs: Mutex<VecDeque<Repair>>,
+    log_wanted: AtomicBool,
+    log: Mutex<Option<Log>>,
+}
+
+/// See the module.
+pub struct Control {
+    phase: AtomicU8,
+    load_start_ns: AtomicU64,
+    /// One for each thread.
+    pub slots: Vec<Slot>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no thread panics while it holds this")
+}
+
+impl Slot {
+    fn new() -> Self {
+        Self {
+            snapshot: Mutex::default(),
+            recent: Mutex::new(histogram()),
+            repairs: Mutex::default(),
+            log_wanted: AtomicBool::new(false),
+            log: Mutex::default(),
+        }
+    }
+
+    /// The thread's state.
+    pub fn publish(&self, snapshot: Snapshot, take_recent: impl FnOnce(&mut Histogram<u64>)) {
+        *lock(&self.snapshot) = snapshot;
+        take_recent(&mut lock(&self.recent));
+    }
+
+    /// The last published state.
+    pub fn snapshot(&self) -> Snapshot {
+        lock(&self.snapshot).clone()
+    }
+
+    /// Moves the recent latencies into `into`.
+    pub fn take_recent(&self, into: &mut Histogram<u64>) {
+        let mut recent = lock(&self.recent);
+        into.add(&*recent).expect("all histograms have the same bounds");
+        recent.reset();
+    }
+
+    /// Gives the thread pulls to make.
+    pub fn repair(&self, repairs: impl IntoIterator<Item = Repair>) {
+        lock(&self.repairs).extend(repairs);
+    }
+
+    /// The next pull to make.
+    pub fn next_repair(&self) -> Option<Repair> {
+        lock(&self.repairs).pop_front()
+    }
+
+    /// Pulls still to be written.
+    pub fn repairs_waiting(&self) -> u64 {
+        lock(&self.repairs).len() as u64
+    }
+
+    /// Asks the thread for its records.
+    pub fn want_log(&self) {
+        self.log_wanted.store(true, Ordering::Release);
+    }
+
+    /// Whether the coordinator wants the records; answers `true` once for each wish.
+    pub fn is_log_wanted(&self) -> bool {
+        self.log_wanted.swap(false, Ordering::AcqRel)
+    }
+
+    /// Hands the records over.
+    pub fn give_log(&self, log: Log) {
+        *lock(&self.log) = Some(log);
+    }
+
+    /// The records, when they have been handed over.
+    pub fn take_log(&self) -> Option<Log> {
+        lock(&self.log).take()
+    }
+}
+
+impl Control {
+    /// For so many threads.
+    pub fn new(threads: usize) -> Self {
+        Self {
+            phase: AtomicU8::new(Phase::Ramp as u8),
+            load_start_ns: AtomicU64::new(0),
+            slots: (0..threads).map(|_| Slot::new()).collect(),
+        }
+    }
+
+    /// The phase.
+    pub fn phase(&self) -> Phase {
+        Phase::ALL[usize::from(self.phase.load(Ordering::Acquire))]
+    }
+
+    /// Goes on to a phase.
+    pub fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// Starts the load at a moment of the run.
+    pub fn start_load(&self, at_ns: u64) {
+        self.load_start_ns.store(at_ns, Ordering::Release);
+        self.enter(Phase::Load);
+    }
+
+    /// When the load starts.
+    pub fn load_start_ns(&self) -> u64 {
+        self.load_start_ns.load(Ordering::Acquire)
+    }
+
+    /// All threads' published states in one.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut sum = Snapshot::default();
+        for slot in &self.slots {
+            let one = slot.snapshot();
+            sum.counters.merge(&one.counters);
+            sum.ready += one.ready;
+            sum.done += one.done;
+            sum.outstanding += one.outstanding;
+            sum.pulls += one.pulls;
+            sum.records += one.records;
+            for error in one.errors {
+                if !sum.errors.contains(&error) {
+                    sum.errors.push(error);
+                }
+            }
+        }
+        sum
+    }
+}

@@ -1,0 +1,218 @@
+//! Leads a run: starts the generator threads, watches them, moves them from phase to phase,
+//! collects their records. What a phase means is the scenarios' business.
+
+use std::{
+    io::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use hdrhistogram::Histogram;
+
+use crate::{
+    clock::Clock,
+    control::{Control, Phase, Snapshot},
+    exit::RunError,
+    log::Log,
+    record::{Counter, histogram},
+};
+
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+const SECOND_NS: u64 = 1_000_000_000;
+/// A thread that does not hand its records over for this long is stuck.
+const COLLECT_NS_MAX: u64 = 10 * SECOND_NS;
+
+/// The generator threads of a run, each of which ends with a `T`.
+pub struct Crew<T> {
+    /// The run's clock.
+    pub clock: Clock,
+    /// The talk with the threads.
+    pub control: Arc<Control>,
+    threads: Vec<JoinHandle<Result<T, RunError>>>,
+    aborted: Arc<AtomicBool>,
+    progress: Option<Progress>,
+}
+
+/// Whether to go on waiting.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Look again.
+    More,
+    /// It has happened.
+    Enough,
+}
+
+impl<T: Send + 'static> Crew<T> {
+    /// Starts `threads` threads, each with the work that `work` makes for its number.
+    ///
+    /// # Errors
+    /// A thread could not be started.
+    pub fn start<W>(
+        clock: Clock,
+        control: Arc<Control>,
+        aborted: Arc<AtomicBool>,
+        quiet: bool,
+        mut work: impl FnMut(u32) -> W,
+    ) -> Result<Self, RunError>
+    where
+        W: FnOnce() -> Result<T, RunError> + Send + 'static,
+    {
+        let mut threads = Vec::new();
+        for number in 0..control.slots.len() as u32 {
+            let thread = std::thread::Builder::new()
+                .name(format!("generator-{number}"))
+                .spawn(work(number))
+                .map_err(|error| RunError::preflight(format!("a thread: {error}")))?;
+            threads.push(thread);
+        }
+        let progress = (!quiet).then(|| Progress::new(clock.now_ns()));
+        Ok(Self { clock, control, threads, aborted, progress })
+    }
+
+    /// Looks at the threads until `look` has had enough, or for `at_most`. Answers whether it
+    /// had enough.
+    ///
+    /// # Errors
+    /// The run was aborted, or a thread failed.
+    pub fn watch(
+        &mut self,
+        at_most: Duration,
+        mut look: impl FnMut(&Snapshot) -> Wait,
+    ) -> Result<bool, RunError> {
+        let until_ns = self.clock.now_ns().saturating_add(at_most.as_nanos() as u64);
+        loop {
+            if self.aborted.load(Ordering::Relaxed) {
+                return Err(RunError::aborted("interrupted"));
+            }
+            let leaving = self.control.phase() == Phase::Leave;
+            if !leaving && self.threads.iter().any(JoinHandle::is_finished) {
+                return Err(self.failure());
+            }
+            let snapshot = self.control.snapshot();
+            let now_ns = self.clock.now_ns();
+            if let Some(progress) = &mut self.progress {
+                progress.look(now_ns, &self.control, &snapshot);
+            }
+            if look(&snapshot) == Wait::Enough {
+                return Ok(true);
+            }
+            if now_ns >= until_ns {
+                return Ok(false);
+            }
+            std::thread::sleep(LOOK_EVERY.min(Duration::from_nanos(until_ns - now_ns)));
+        }
+    }
+
+    /// Why a thread ended before its time.
+    fn failure(&mut self) -> RunError {
+        let ended = self.threads.iter().position(JoinHandle::is_finished);
+        let result = ended.map(|index| self.threads.swap_remove(index).join());
+        match result {
+            Some(Ok(Err(error))) => error,
+            Some(Err(_)) => RunError::aborted("a generator thread panicked"),
+            Some(Ok(Ok(_))) | None => RunError::aborted("a generator thread ended early"),
+        }
+    }
+
+    /// Has every thread hand its records over.
+    ///
+    /// # Errors
+    /// The run was aborted, or a thread failed or is stuck.
+    pub fn collect(&mut self) -> Result<Log, RunError> {
+        let control = self.control.clone();
+        control.slots.iter().for_each(|slot| slot.want_log());
+        let mut log = Log::default();
+        let mut missing: Vec<_> = (0..control.slots.len()).collect();
+        let all = self.watch(Duration::from_nanos(COLLECT_NS_MAX), |_| {
+            missing.retain(|index| match control.slots[*index].take_log() {
+                Some(part) => {
+                    log.merge(part);
+                    false
+                }
+                None => true,
+            });
+            if missing.is_empty() { Wait::Enough } else { Wait::More }
+        })?;
+        if all { Ok(log) } else { Err(RunError::aborted("a generator thread is stuck")) }
+    }
+
+    /// Ends all sessions and the threads.
+    ///
+    /// # Errors
+    /// A thread failed.
+    pub fn leave(mut self, at_most: Duration) -> Result<Vec<T>, RunError> {
+        self.control.enter(Phase::Leave);
+        self.progress = None;
+        let until_ns = self.clock.now_ns() + at_most.as_nanos() as u64;
+        let mut results = Vec::new();
+        for thread in self.threads {
+            while !thread.is_finished() {
+                if self.clock.now_ns() > until_ns {
+                    return Err(RunError::aborted("sessions did not end in time"));
+                }
+                std::thread::sleep(LOOK_EVERY);
+            }
+            let result = thread.join();
+            results.push(
+                result.unwrap_or_else(|_| Err(RunError::aborted("a generator thread panicked")))?,
+            );
+        }
+        Ok(results)
+    }
+}
+
+/// The line on standard error, once a second.
+struct Progress {
+    start_ns: u64,
+    due_ns: u64,
+    before: Snapshot,
+    before_ns: u64,
+}
+
+impl Progress {
+    fn new(now_ns: u64) -> Self {
+        Self {
+            start_ns: now_ns,
+            due_ns: now_ns + SECOND_NS,
+            before: Snapshot::default(),
+            before_ns: now_ns,
+        }
+    }
+
+    fn look(&mut self, now_ns: u64, control: &Control, snapshot: &Snapshot) {
+        if now_ns < self.due_ns {
+            return;
+        }
+        let mut recent: Histogram<u64> = histogram();
+        control.slots.iter().for_each(|slot| slot.take_recent(&mut recent));
+        let span = (now_ns - self.before_ns) as f64 / 1e9;
+        let rate = |counter: Counter| {
+            let grown = snapshot.counters.get(counter) - self.before.counters.get(counter);
+            grown as f64 / span
+        };
+        let answers = snapshot.counters.codes_total();
+        let p99_ms = recent.value_at_quantile(0.99) as f64 / 1000.0;
+        let line = format!(
+            "{:5.0}s {:6} up {:6}  sent {:6.0}/s  ack {:6.0}/s  deliver {:7.0}/s  echo {:6.0}/s  \
+             p99 {p99_ms:8.1} ms  waiting {:5}  lost {}  errors {answers}",
+            (now_ns - self.start_ns) as f64 / 1e9,
+            control.phase().label(),
+            snapshot.ready,
+            rate(Counter::Sent) + rate(Counter::Resent),
+            rate(Counter::Acked),
+            rate(Counter::Received),
+            rate(Counter::Echoes),
+            snapshot.outstanding,
+            snapshot.counters.get(Counter::ConnectionsLost),
+        );
+        // A closed standard error is no reason to end a run.
+        let _ = writeln!(std::io::stderr().lock(), "{line}");
+        self.before = snapshot.clone();
+        self.before_ns = now_ns;
+        self.due_ns += SECOND_NS;
+    }
+}

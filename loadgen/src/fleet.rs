@@ -1,0 +1,303 @@
+//! The chat users of one thread: ramp, schedule, timers, and the talk with the coordinator.
+//!
+//! Users are dealt to the threads in turn: user u lives on thread u mod threads.
+
+use std::{collections::VecDeque, io, sync::Arc};
+
+use crate::{
+    client::{Client, Context, NS_PER_MS, Wish},
+    control::{Control, Phase, Slot, Snapshot},
+    driver::{Action, Fleet},
+    log::Log,
+    pacer::Pacer,
+    preflight,
+    record::{Metric, Recorder},
+    scenario::Target,
+    timers::{SLOT_NS, Timers},
+};
+
+/// What one thread has to do.
+#[derive(Clone, Debug)]
+pub struct Share {
+    /// Which thread, of how many.
+    pub thread: u32,
+    /// How many threads.
+    pub threads: u32,
+    /// Connections opened per second, by this thread.
+    pub ramp_per_second: f64,
+    /// Single-chat messages per second, by this thread.
+    pub single_per_second: f64,
+    /// Group messages per second, by this thread.
+    pub group_per_second: f64,
+    /// Length of the schedule.
+    pub load_ns: u64,
+    /// Connections from one source address; 0: let the kernel choose the source.
+    pub connections_per_source: u32,
+}
+
+/// Connections that may be in the making at once: a ramp faster than the server waits.
+const CONNECTING_MAX: usize = 1024;
+/// Pulls of the verifier that may be on their way at once.
+const REPAIRS_IN_FLIGHT_MAX: u64 = 256;
+/// How often the thread publishes its state.
+const PUBLISH_NS: u64 = 100 * NS_PER_MS;
+
+/// See the module.
+pub struct ChatFleet {
+    control: Arc<Control>,
+    share: Share,
+    clients: Vec<Client>,
+    cx: Context,
+    timers: Timers,
+    actions: VecDeque<Action>,
+    due: Vec<u32>,
+    ramp: Pacer,
+    ramp_next: u32,
+    /// Users whose connection is being made; recounted at every publication.
+    connecting: usize,
+    /// The schedules, once the load has begun.
+    load: Option<(Pacer, Pacer)>,
+    leaving: Option<(Pacer, u32)>,
+    publish_due_ns: u64,
+    now_ns: u64,
+}
+
+impl ChatFleet {
+    /// The users of one thread; nothing is opened before the first `advance`.
+    pub fn new(control: Arc<Control>, share: Share, cx: Context, now_ns: u64) -> Self {
+        let population = &cx.population;
+        let users = (share.thread..population.users).step_by(share.threads as usize);
+        let clients: Vec<Client> =
+            users.map(|user| Client::new(user, population.transport(user))).collect();
+        let count = clients.len();
+        let ramp_ns = (count as f64 / share.ramp_per_second * 1e9).ceil() as u64;
+        let phase = f64::from(share.thread) / f64::from(share.threads);
+        Self {
+            timers: Timers::new(count, now_ns),
+            ramp: Pacer::new(share.ramp_per_second, now_ns, ramp_ns, phase),
+            clients,
+            control,
+            share,
+            cx,
+            actions: VecDeque::new(),
+            due: Vec::new(),
+            ramp_next: 0,
+            connecting: 0,
+            load: None,
+            leaving: None,
+            publish_due_ns: 0,
+            now_ns,
+        }
+    }
+
+    /// How many connections the thread has.
+    pub fn stations(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Latencies, counters and ends of sessions, after the run.
+    pub fn into_records(self) -> (Recorder, crate::client::Endings, Vec<String>) {
+        (self.cx.record, self.cx.endings, self.cx.errors)
+    }
+
+    fn slot(&self) -> &Slot {
+        &self.control.slots[self.share.thread as usize]
+    }
+
+    /// After a client was told something: perform its wish, write its output, arm its timer.
+    fn settle(&mut self, index: u32) {
+        let client = &mut self.clients[index as usize];
+        match client.take_wish() {
+            Some(Wish::Connect(address)) => {
+                let source = preflight::source(
+                    client.user(),
+                    self.share.connections_per_source,
+                    address.ip(),
+                );
+                self.actions.push_back(Action::Connect { index, address, source });
+            }
+            Some(Wish::Close { farewell }) => {
+                self.actions.push_back(Action::Close { index, farewell });
+            }
+            None => {}
+        }
+        if client.has_output() {
+            self.actions.push_back(Action::Send { index });
+        }
+        let deadline_ns = client.deadline_ns(&self.cx);
+        if deadline_ns != u64::MAX {
+            self.timers.arm(index, deadline_ns);
+        }
+    }
+
+    fn advance_ramp(&mut self, now_ns: u64) {
+        while (self.ramp_next as usize) < self.clients.len() && self.connecting < CONNECTING_MAX {
+            // The last moment of the schedule may be rounded away; the last users still come.
+            if self.ramp.take_due(now_ns).is_none() && self.ramp.next_ns().is_some() {
+                return;
+            }
+            let index = self.ramp_next;
+            self.ramp_next += 1;
+            self.connecting += 1;
+            self.clients[index as usize].start(now_ns, &self.cx);
+            self.settle(index);
+        }
+    }
+
+    fn advance_load(&mut self, now_ns: u64) {
+        let share = &self.share;
+        let start_ns = self.control.load_start_ns();
+        let phase = f64::from(share.thread) / f64::from(share.threads);
+        let (mut single, mut group) = self.load.take().unwrap_or_else(|| {
+            let pacer = |rate| Pacer::new(rate, start_ns, share.load_ns, phase);
+            (pacer(share.single_per_second), pacer(share.group_per_second))
+        });
+        while let Some(intended_ns) = single.take_due(now_ns) {
+            let index = self.cx.random.u32(0..self.clients.len() as u32);
+            let user = self.clients[index as usize].user();
+            let contact = self.cx.population.contact(user, self.cx.random.u32(..));
+            self.dispatch(index, Target::user(contact), intended_ns);
+        }
+        while let Some(intended_ns) = group.take_due(now_ns) {
+            let grouped = self.cx.population.groups * self.cx.population.group_size;
+            let here = grouped.saturating_sub(self.share.thread).div_ceil(self.share.threads);
+            let index = self.cx.random.u32(0..here.max(1));
+            let user = self.clients[index as usize].user();
+            if let Some(group) = self.cx.population.group_of(user) {
+                self.dispatch(index, Target::group(group), intended_ns);
+            }
+        }
+        self.load = Some((single, group));
+    }
+
+    fn dispatch(&mut self, index: u32, target: Target, intended_ns: u64) {
+        // The lateness is the generator's own only while the user could have sent in time.
+        let client = &mut self.clients[index as usize];
+        if client.is_ready() {
+            self.cx.record.record(Metric::Late, self.now_ns.saturating_sub(intended_ns));
+        }
+        client.send(self.now_ns, &mut self.cx, target, intended_ns);
+        self.settle(index);
+    }
+
+    fn advance_leave(&mut self, now_ns: u64) {
+        let ramp_per_second = self.share.ramp_per_second;
+        let count = self.clients.len();
+        let (mut pacer, mut next) = self.leaving.take().unwrap_or_else(|| {
+            let span_ns = (count as f64 / ramp_per_second * 1e9).ceil() as u64;
+            (Pacer::new(ramp_per_second, now_ns, span_ns, 0.0), 0)
+        });
+        while (next as usize) < count
+            && (pacer.take_due(now_ns).is_some() || pacer.next_ns().is_none())
+        {
+            self.clients[next as usize].finish(now_ns, &mut self.cx);
+            self.settle(next);
+            next += 1;
+        }
+        self.leaving = Some((pacer, next));
+    }
+
+    fn advance_repairs(&mut self, now_ns: u64) {
+        while self.cx.pulls_outstanding < REPAIRS_IN_FLIGHT_MAX {
+            let Some(repair) = self.slot().next_repair() else { return };
+            let index = repair.user / self.share.threads;
+            let client = &mut self.clients[index as usize];
+            client.pull(now_ns, &mut self.cx, repair.conversation, repair.from, repair.to);
+            self.settle(index);
+        }
+    }
+
+    fn publish(&mut self, now_ns: u64) {
+        self.publish_due_ns = now_ns + PUBLISH_NS;
+        let count =
+            |of: fn(&Client) -> bool| self.clients.iter().filter(|client| of(client)).count();
+        self.connecting = count(Client::is_connecting);
+        let snapshot = Snapshot {
+            counters: self.cx.record.counters.clone(),
+            ready: count(Client::is_ready) as u64,
+            done: count(Client::is_done) as u64,
+            outstanding: self.clients.iter().map(|client| client.outstanding() as u64).sum(),
+            pulls: self.cx.pulls_outstanding + self.slot().repairs_waiting(),
+            records: self.cx.log.records() as u64,
+            errors: self.cx.errors.clone(),
+        };
+        let slot = &self.control.slots[self.share.thread as usize];
+        slot.publish(snapshot, |recent| self.cx.record.take_recent(recent));
+        if slot.is_log_wanted() {
+            let mut log: Log = std::mem::take(&mut self.cx.log);
+            log.unanswered.extend(self.clients.iter().flat_map(Client::unanswered));
+            slot.give_log(log);
+        }
+    }
+}
+
+impl Fleet for ChatFleet {
+    fn advance(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+        let mut due = std::mem::take(&mut self.due);
+        self.timers.expire(now_ns, &mut due);
+        for index in due.drain(..) {
+            self.clients[index as usize].tick(now_ns, &mut self.cx);
+            self.settle(index);
+        }
+        self.due = due;
+        match self.control.phase() {
+            Phase::Ramp => self.advance_ramp(now_ns),
+            Phase::Hold => {}
+            Phase::Load => self.advance_load(now_ns),
+            Phase::Settle => {
+                if self.load.is_some() {
+                    // What was due at the very end of the load is still owed.
+                    self.advance_load(now_ns);
+                }
+                self.advance_repairs(now_ns);
+            }
+            Phase::Leave => self.advance_leave(now_ns),
+        }
+        if now_ns >= self.publish_due_ns {
+            self.publish(now_ns);
+        }
+    }
+
+    fn wake_ns(&self) -> u64 {
+        let ramp = if self.control.phase() == Phase::Ramp { self.ramp.next_ns() } else { None };
+        let load = self.load.as_ref().map(|(single, group)| {
+            single.next_ns().unwrap_or(u64::MAX).min(group.next_ns().unwrap_or(u64::MAX))
+        });
+        let schedule = ramp.unwrap_or(u64::MAX).min(load.unwrap_or(u64::MAX));
+        schedule.min(self.now_ns + SLOT_NS)
+    }
+
+    fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    fn connected(&mut self, now_ns: u64, index: u32, result: io::Result<()>) {
+        self.clients[index as usize].connected(now_ns, &mut self.cx, result);
+        self.settle(index);
+    }
+
+    fn received(&mut self, now_ns: u64, index: u32, bytes: &mut [u8]) {
+        self.clients[index as usize].received(now_ns, &mut self.cx, bytes);
+        self.settle(index);
+    }
+
+    fn ended(&mut self, now_ns: u64, index: u32) {
+        self.clients[index as usize].ended(now_ns, &mut self.cx);
+        self.settle(index);
+    }
+
+    fn has_output(&self, index: u32) -> bool {
+        self.clients[index as usize].has_output()
+    }
+
+    fn take_output(&mut self, now_ns: u64, index: u32) -> Vec<u8> {
+        self.clients[index as usize].take_output(now_ns, &mut self.cx)
+    }
+
+    fn is_finished(&self) -> bool {
+        self.control.phase() == Phase::Leave
+            && self.leaving.is_some()
+            && self.clients.iter().all(Client::is_done)
+    }
+}

@@ -1,0 +1,292 @@
+//! What is measured: one table of histograms and one table of counters, kept per thread without
+//! a lock and merged when somebody looks.
+//!
+//! It gives no verdict and prints nothing.
+
+use hdrhistogram::Histogram;
+use millrace_protocol::Code;
+
+/// Declares a closed set whose members are indices and have a name.
+macro_rules! table {
+    ($(#[$outer:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $label:literal,)+ }) => {
+        $(#[$outer])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(usize)]
+        pub enum $name { $($(#[$doc])* $variant,)+ }
+
+        impl $name {
+            /// Every member, in order of declaration.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The name in summaries, JSON and thresholds.
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$variant => $label,)+ }
+            }
+        }
+    };
+}
+
+table! {
+    /// A latency with a histogram. Each is a span of time in nanoseconds, kept in microseconds.
+    Metric {
+        /// TCP connect: from the call to the established connection.
+        Connect = "connect",
+        /// WebSocket upgrade: from the request to the accepted response.
+        Upgrade = "upgrade",
+        /// From LOGIN to LoginReply.
+        Login = "login",
+        /// From HEARTBEAT to its reply.
+        Heartbeat = "heartbeat",
+        /// Single chat: from the intended moment to the SendReply.
+        AckSingle = "ack_single",
+        /// Group chat: from the intended moment to the SendReply.
+        AckGroup = "ack_group",
+        /// Single chat: from the intended moment to the arrival at the recipient.
+        DeliverySingle = "delivery_single",
+        /// Group chat: from the intended moment to the arrival at each recipient.
+        DeliveryGroup = "delivery_group",
+        /// From the actual write of the last attempt to the SendReply: what a closed-loop tool
+        /// would have reported.
+        Service = "service",
+        /// The generator's own lateness: from the intended moment to the moment at which it got
+        /// round to the message.
+        Late = "late",
+        /// WebSocket echo: from the intended moment (or the write, without a rate) to the echo.
+        Echo = "echo",
+    }
+}
+
+table! {
+    /// Something that is counted.
+    Counter {
+        /// TCP connections established.
+        Connections = "connections",
+        /// Connects that failed or timed out.
+        ConnectFailed = "connect_failed",
+        /// Upgrades that were refused.
+        UpgradeFailed = "upgrade_failed",
+        /// Successful logins.
+        Logins = "logins",
+        /// LOGINs answered with another code than 0.
+        LoginsRefused = "logins_refused",
+        /// Sessions that ended although we did not want them to.
+        ConnectionsLost = "connections_lost",
+        /// Logins after the first one of a user.
+        Reconnects = "reconnects",
+        /// Users that stopped trying to come back.
+        GaveUp = "gave_up",
+        /// GOAWAY frames obeyed.
+        GoAways = "goaways",
+        /// KICK frames received.
+        Kicks = "kicks",
+        /// Connections that we closed because nothing arrived within the idle timeout.
+        ClientIdle = "client_idle",
+        /// Bytes from the server that do not form the protocol.
+        ProtocolErrors = "protocol_errors",
+        /// Heartbeats answered.
+        Heartbeats = "heartbeats",
+        /// Messages that the schedule asked for.
+        Intended = "intended",
+        /// SEND_MESSAGE frames written the first time.
+        Sent = "sent",
+        /// SEND_MESSAGE frames written again.
+        Resent = "resent",
+        /// Messages acknowledged as stored.
+        Acked = "acked",
+        /// Acknowledgements that said `duplicate`.
+        AckedDuplicate = "acked_duplicate",
+        /// Messages given up after the last attempt, or refused for good.
+        Failed = "failed",
+        /// Messages neither acknowledged nor given up when the run ended.
+        Unanswered = "unanswered",
+        /// Messages shed because the user's outbox was full.
+        OutboxFull = "outbox_full",
+        /// What the acknowledged messages should cause: one for each recipient.
+        Expected = "expected",
+        /// First arrivals of this run's messages at a recipient, however they came.
+        Received = "received",
+        /// Those of them that came by PULL_MESSAGES and not by DELIVER.
+        Pulled = "pulled",
+        /// DELIVERs of a message that this user had before: allowed after a reconnect.
+        Redelivered = "redelivered",
+        /// Messages of other runs, ignored.
+        Foreign = "foreign",
+        /// Own messages that came back to their sender.
+        OwnEchoes = "own_echoes",
+        /// DELIVER_ACK frames written.
+        DeliverAcks = "deliver_acks",
+        /// RECEIPT frames received.
+        Receipts = "receipts",
+        /// PULL_MESSAGES frames written.
+        Pulls = "pulls",
+        /// Holes in a delivered conversation that lasted longer than the grace.
+        HolesSeen = "holes_seen",
+        /// Frames received.
+        FramesIn = "frames_in",
+        /// Frames written.
+        FramesOut = "frames_out",
+        /// Bytes received.
+        BytesIn = "bytes_in",
+        /// Bytes written.
+        BytesOut = "bytes_out",
+        /// Echoes that came back equal.
+        Echoes = "echoes",
+        /// Echoes that came back different.
+        EchoesWrong = "echoes_wrong",
+    }
+}
+
+const METRICS: usize = Metric::ALL.len();
+const COUNTERS: usize = Counter::ALL.len();
+/// One place for each code, and the last for numbers that the table does not know.
+const CODES: usize = Code::ALL.len() + 1;
+/// The largest latency told apart: ten minutes.
+const HIGHEST_US: u64 = 600_000_000;
+
+/// An empty histogram of microseconds with three significant digits.
+pub fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, HIGHEST_US, 3).expect("the bounds are constants and valid")
+}
+
+/// Counters and refusals; cheap to copy.
+#[derive(Clone, Debug)]
+pub struct Counters {
+    values: [u64; COUNTERS],
+    codes: [u64; CODES],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self { values: [0; COUNTERS], codes: [0; CODES] }
+    }
+}
+
+impl Counters {
+    /// Adds one.
+    pub fn add(&mut self, counter: Counter) {
+        self.values[counter as usize] += 1;
+    }
+
+    /// Adds `by`.
+    pub fn add_many(&mut self, counter: Counter, by: u64) {
+        self.values[counter as usize] += by;
+    }
+
+    /// The value.
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.values[counter as usize]
+    }
+
+    /// Counts an answer that carried `code` (not 0).
+    pub fn add_code(&mut self, code: u32) {
+        self.codes[(code as usize).min(CODES - 1)] += 1;
+    }
+
+    /// Answers with a code other than 0, by label; `unknown` collects foreign numbers.
+    pub fn codes(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let labels = Code::ALL.iter().map(|code| code.label()).chain(["unknown"]);
+        labels.zip(self.codes).filter(|(_, count)| *count > 0)
+    }
+
+    /// All answers with a code other than 0.
+    pub fn codes_total(&self) -> u64 {
+        self.codes.iter().sum()
+    }
+
+    /// Adds another thread's counters.
+    pub fn merge(&mut self, other: &Self) {
+        self.values.iter_mut().zip(other.values).for_each(|(mine, theirs)| *mine += theirs);
+        self.codes.iter_mut().zip(other.codes).for_each(|(mine, theirs)| *mine += theirs);
+    }
+}
+
+/// Histograms and counters of one thread.
+#[derive(Clone, Debug)]
+pub struct Recorder {
+    histograms: Vec<Histogram<u64>>,
+    /// Ack and delivery latencies since somebody last took them, for the progress line.
+    recent: Histogram<u64>,
+    /// The counters.
+    pub counters: Counters,
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Self {
+            histograms: (0..METRICS).map(|_| histogram()).collect(),
+            recent: histogram(),
+            counters: Counters::default(),
+        }
+    }
+}
+
+impl Recorder {
+    /// Records a span of `ns` nanoseconds.
+    pub fn record(&mut self, metric: Metric, ns: u64) {
+        let us = (ns / 1000).max(1);
+        self.histograms[metric as usize].saturating_record(us);
+        if matches!(metric, Metric::DeliverySingle | Metric::DeliveryGroup | Metric::Echo) {
+            self.recent.saturating_record(us);
+        }
+    }
+
+    /// The histogram of one metric, in microseconds.
+    pub fn of(&self, metric: Metric) -> &Histogram<u64> {
+        &self.histograms[metric as usize]
+    }
+
+    /// Several metrics in one histogram.
+    pub fn merged(&self, metrics: &[Metric]) -> Histogram<u64> {
+        let mut sum = histogram();
+        for metric in metrics {
+            sum.add(self.of(*metric)).expect("all histograms have the same bounds");
+        }
+        sum
+    }
+
+    /// Moves the recent latencies into `into`.
+    pub fn take_recent(&mut self, into: &mut Histogram<u64>) {
+        if !self.recent.is_empty() {
+            into.add(&self.recent).expect("all histograms have the same bounds");
+            self.recent.reset();
+        }
+    }
+
+    /// Adds another thread's records.
+    pub fn merge(&mut self, other: &Self) {
+        for (mine, theirs) in self.histograms.iter_mut().zip(&other.histograms) {
+            mine.add(theirs).expect("all histograms have the same bounds");
+        }
+        self.counters.merge(&other.counters);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Counter, Counters, Metric, Recorder};
+
+    #[test]
+    fn merged_threads_give_the_percentiles_of_all_values_together() {
+        let (mut one, mut two) = (Recorder::default(), Recorder::default());
+        for value in 1..=1000_u64 {
+            let recorder = if value % 2 == 0 { &mut one } else { &mut two };
+            recorder.record(Metric::AckSingle, value * 1_000_000);
+        }
+        one.merge(&two);
+        let all = one.merged(&[Metric::AckSingle, Metric::AckGroup]);
+        assert_eq!(all.len(), 1000);
+        let p99 = all.value_at_quantile(0.99) as f64;
+        assert!((p99 / 990_000.0 - 1.0).abs() < 0.002, "{p99}");
+    }
+
+    #[test]
+    fn refusals_are_counted_by_label_and_foreign_numbers_are_kept() {
+        let mut counters = Counters::default();
+        counters.add_code(10);
+        counters.add_code(10);
+        counters.add_code(4_000_000);
+        counters.add(Counter::Acked);
+        let codes: Vec<_> = counters.codes().collect();
+        assert_eq!(codes, [("logic_unavailable", 2), ("unknown", 1)]);
+    }
+}

@@ -1,0 +1,194 @@
+//! What the run consists of: who the users are, by which transport each comes, who talks to
+//! whom, and which groups exist.
+//!
+//! Everything here is a function of the connection's index, so that no thread needs a table and
+//! the verifier can work out who should have received a message. Nothing is sent here.
+
+/// By which door a connection comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// Frames on a TCP stream.
+    Tcp,
+    /// Frames in binary messages, subprotocol `millrace.v1`.
+    WebSocket,
+}
+
+/// Where a message goes: a user or a group. Four bytes, since every message of a run keeps one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Target(u32);
+
+impl Target {
+    const GROUP: u32 = 1 << 31;
+
+    /// Single chat with the user of this index.
+    pub const fn user(index: u32) -> Self {
+        assert!(index & Self::GROUP == 0, "user indices are below 2^31");
+        Self(index)
+    }
+
+    /// The group of this index.
+    pub const fn group(index: u32) -> Self {
+        Self(index | Self::GROUP)
+    }
+
+    /// Whether it is a group.
+    pub const fn is_group(self) -> bool {
+        self.0 & Self::GROUP != 0
+    }
+
+    /// The index of the user or of the group.
+    pub const fn index(self) -> u32 {
+        self.0 & !Self::GROUP
+    }
+}
+
+/// The users and groups of a run.
+///
+/// Group g has the members g·size to g·size + size − 1, so a user is in one group at most. A user
+/// talks to two others: the neighbour of the same transport and the one of the other transport
+/// next to it. With threads taking the users in turn, both pairs and groups cross threads,
+/// transports and (at the server) shards.
+#[derive(Clone, Debug)]
+pub struct Population {
+    /// How many users, each with one connection.
+    pub users: u32,
+    /// Share of them that come by WebSocket, 0 to 1.
+    pub websocket_share: f64,
+    /// User ids are this, a hyphen and the index.
+    pub user_prefix: String,
+    /// How many groups exist.
+    pub groups: u32,
+    /// Members of each group.
+    pub group_size: u32,
+    /// Tells this run's messages and groups from those of earlier runs on the same store.
+    pub run: u32,
+}
+
+impl Population {
+    /// How the user's connection comes in. Pairs of users alternate in the given share.
+    pub fn transport(&self, user: u32) -> Transport {
+        let step = |index: u32| (f64::from(index) * self.websocket_share + 1e-9).floor();
+        let pair = user / 2;
+        if step(pair + 1) > step(pair) { Transport::WebSocket } else { Transport::Tcp }
+    }
+
+    /// How many users come by WebSocket.
+    pub fn websockets(&self) -> u32 {
+        (0..self.users).filter(|user| self.transport(*user) == Transport::WebSocket).count() as u32
+    }
+
+    /// The user id on the wire.
+    pub fn user_id(&self, user: u32) -> String {
+        format!("{}-{user}", self.user_prefix)
+    }
+
+    /// The group id on the wire; other in every run.
+    pub fn group_id(&self, group: u32) -> String {
+        format!("{}-{:08x}-g{group}", self.user_prefix, self.run)
+    }
+
+    /// The members of a group.
+    pub fn members(&self, group: u32) -> std::ops::Range<u32> {
+        group * self.group_size..(group + 1) * self.group_size
+    }
+
+    /// The user's group, if any.
+    pub fn group_of(&self, user: u32) -> Option<u32> {
+        let group = user.checked_div(self.group_size)?;
+        (group < self.groups).then_some(group)
+    }
+
+    /// The user's contact number `choice` (any number).
+    pub fn contact(&self, user: u32, choice: u32) -> u32 {
+        let across = user ^ 2;
+        if choice % 2 == 1 && across < self.users {
+            return across;
+        }
+        let beside = user ^ 1;
+        if beside < self.users { beside } else { user.saturating_sub(1) }
+    }
+
+    /// How many users receive a message of `sender` to `target`.
+    pub fn recipients_count(&self, target: Target) -> u64 {
+        if target.is_group() { u64::from(self.group_size) - 1 } else { 1 }
+    }
+
+    /// Whether `user` receives a message of `sender` to `target`.
+    pub fn is_recipient(&self, sender: u32, target: Target, user: u32) -> bool {
+        if target.is_group() {
+            user != sender && self.members(target.index()).contains(&user)
+        } else {
+            user == target.index()
+        }
+    }
+
+    /// Who receives a message of `sender` to `target`, in order of index.
+    pub fn recipients(&self, sender: u32, target: Target) -> impl Iterator<Item = u32> {
+        let range = if target.is_group() {
+            self.members(target.index())
+        } else {
+            target.index()..target.index() + 1
+        };
+        range.filter(move |user| *user != sender)
+    }
+
+    /// Reads the index out of a user id of this population.
+    pub fn user_index(&self, user_id: &str) -> Option<u32> {
+        let digits = user_id.strip_prefix(self.user_prefix.as_str())?.strip_prefix('-')?;
+        digits.parse().ok().filter(|user| *user < self.users)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Population, Target, Transport};
+
+    fn population(users: u32, websocket_share: f64) -> Population {
+        Population {
+            users,
+            websocket_share,
+            user_prefix: "load".into(),
+            groups: users / 20,
+            group_size: 20,
+            run: 7,
+        }
+    }
+
+    #[test]
+    fn the_share_of_websockets_is_kept() {
+        for (share, expected) in [(0.0, 0), (0.25, 250), (0.5, 500), (0.9, 900), (1.0, 1000)] {
+            assert_eq!(population(1000, share).websockets(), expected, "share {share}");
+        }
+    }
+
+    #[test]
+    fn nobody_talks_to_themselves_and_pairs_cross_transports() {
+        for users in [2, 3, 5, 100, 101] {
+            let population = population(users, 0.5);
+            for user in 0..users {
+                for choice in 0..4 {
+                    let contact = population.contact(user, choice);
+                    assert_ne!(contact, user, "{users} users");
+                    assert!(contact < users);
+                }
+            }
+        }
+        let population = population(100, 0.5);
+        assert_ne!(population.transport(8), population.transport(population.contact(8, 1)));
+        assert_eq!(population.transport(8), population.transport(population.contact(8, 0)));
+        assert!((0..20).any(|user| population.transport(user) == Transport::Tcp));
+    }
+
+    #[test]
+    fn a_group_message_goes_to_all_members_but_the_sender() {
+        let population = population(100, 0.5);
+        let group = population.group_of(25).expect("in a group");
+        let recipients: Vec<u32> = population.recipients(25, Target::group(group)).collect();
+        assert_eq!(recipients.len() as u64, population.recipients_count(Target::group(group)));
+        assert!(!recipients.contains(&25));
+        assert!(recipients.contains(&20) && recipients.contains(&39));
+        assert_eq!(population.group_of(99), Some(4));
+        assert_eq!(population.user_index(&population.user_id(42)), Some(42));
+        assert_eq!(population.user_index("load-100"), None);
+    }
+}
