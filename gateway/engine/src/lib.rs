@@ -28,5 +28,5 @@ pub mod transport;
 
 pub use counters::{Counters, Dropped, Traffic};
 pub use effect::{ConnectionId, Effect, LinkId, Now, TransportKind};
-pub use engine::Engine;
+pub use engine::{ConnectionInfo, Engine};
 pub use settings::{Drain, GatewayIdentity, Settings, SlowConsumer};

@@ -92,7 +92,7 @@ impl Engine {
     fn end_session(&mut self, id: ConnectionId, code: u32, known: Code) {
         self.counters.sessions -= 1;
         self.counters.sessions_ended[known as usize] += 1;
-        while let Some(connection) = self.get_mut(id)
+        while let Some(connection) = self.get(id)
             && let Some(last) = connection.rooms().len().checked_sub(1)
         {
             self.leave_room_at(id, last);

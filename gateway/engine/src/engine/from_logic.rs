@@ -26,10 +26,13 @@ impl Engine {
             self.counters.dropped[Dropped::LinkContract as usize] += events;
             return;
         };
-        if batch.sequence != active.sequence_expected {
-            self.counters.link_sequence_gaps += 1;
+        // The number of an empty batch means nothing.
+        if events > 0 {
+            if batch.sequence != active.sequence_expected {
+                self.counters.link_sequence_gaps += 1;
+            }
+            active.sequence_expected = batch.sequence.saturating_add(events);
         }
-        active.sequence_expected = batch.sequence.saturating_add(events);
         for event in batch.events {
             match event.kind {
                 Some(kind) => self.logic_event(kind),
@@ -179,6 +182,19 @@ impl Engine {
             moved.apply(connection.rooms_mut());
         }
         self.count_rooms();
+    }
+
+    /// A new stream begins: logic states the memberships again, because one that it took back
+    /// while there was no link would stay for ever.
+    pub(super) fn forget_rooms(&mut self) {
+        for slot in 0..self.connections.slots() {
+            let Some(id) = self.id_in_slot(slot) else { continue };
+            while let Some(connection) = self.get(id)
+                && let Some(last) = connection.rooms().len().checked_sub(1)
+            {
+                self.leave_room_at(id, last);
+            }
+        }
     }
 
     fn count_rooms(&mut self) {

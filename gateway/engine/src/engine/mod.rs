@@ -15,6 +15,7 @@ mod draining;
 mod forward;
 mod from_logic;
 mod inbound;
+mod inspection;
 mod login;
 mod outbound;
 mod session;
@@ -35,6 +36,8 @@ use crate::{
     timer_wheel::TimerWheel,
     transport::WebSocketSettings,
 };
+pub use inspection::ConnectionInfo;
+
 use closing::Farewell;
 use draining::Draining;
 

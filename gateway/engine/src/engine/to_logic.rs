@@ -31,8 +31,14 @@ impl Engine {
     }
 
     fn begin_link(&mut self, link: LinkId) {
+        self.forget_rooms();
         let heartbeat_at_ms = self.now.monotonic_ms + self.heartbeat_interval_ms();
         self.link = Some(Link::new(link, heartbeat_at_ms, self.identity.window));
+    }
+
+    /// Whether logic has answered the stream's Hello, so that client frames have credit.
+    pub fn link_is_ready(&self, link: LinkId) -> bool {
+        self.link.as_ref().is_some_and(|active| active.id == link && active.is_ready)
     }
 
     /// A third of the lease: two batches may be lost before logic gives the sessions up.

@@ -1,0 +1,57 @@
+//! What an operator may ask about the connections of a shard. It walks over all of them, so it is
+//! for a person's question, not for a metric.
+
+use std::net::IpAddr;
+
+use super::Engine;
+use crate::{ConnectionId, TransportKind};
+
+/// One connection, for a person to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionInfo {
+    /// Its id, which is the session's id as well.
+    pub id: ConnectionId,
+    /// How it is connected.
+    pub transport: TransportKind,
+    /// Where the peer is.
+    pub peer: IpAddr,
+    /// The verified user; `None` before the login.
+    pub user_id: Option<String>,
+    /// As claimed at the login; empty before it.
+    pub device_id: String,
+    /// As claimed at the login; empty before it.
+    pub platform: String,
+    /// Milliseconds since 1970; 0 before the login.
+    pub logged_in_at_ms: i64,
+    /// Milliseconds since the last complete frame, or since the accept.
+    pub silence_ms: u32,
+    /// Bytes that wait to be sent.
+    pub send_queue_bytes: usize,
+    /// Whether it has been told that it ends.
+    pub is_closing: bool,
+}
+
+impl Engine {
+    /// The first `connections_max` connections, in order of their slots.
+    pub fn connections(&self, connections_max: usize) -> Vec<ConnectionInfo> {
+        let ids = (0..self.connections.slots()).filter_map(|slot| self.id_in_slot(slot));
+        ids.filter_map(|id| self.inspect(id)).take(connections_max).collect()
+    }
+
+    fn inspect(&self, id: ConnectionId) -> Option<ConnectionInfo> {
+        let connection = self.get(id)?;
+        let session = connection.session().unwrap_or_default();
+        Some(ConnectionInfo {
+            id,
+            transport: connection.transport(),
+            peer: connection.peer(),
+            user_id: connection.is_active().then_some(session.user_id),
+            device_id: session.device_id,
+            platform: session.platform,
+            logged_in_at_ms: session.logged_in_at_ms,
+            silence_ms: connection.silence_ms(self.now),
+            send_queue_bytes: connection.outbound.queued_bytes(),
+            is_closing: !connection.is_open(),
+        })
+    }
+}

@@ -1,0 +1,211 @@
+//! A slow logic holds clients back through TCP, in order and without loss; a slow reader costs
+//! itself only.
+
+mod harness;
+
+use bytes::Bytes;
+use harness::Harness;
+use millrace_engine::{Dropped, Settings, SlowConsumer};
+use millrace_protocol::{
+    Code,
+    command::{DELIVER, ROOM_MESSAGE, SEND_MESSAGE, reply},
+    link::{
+        Credit, RoomFrame, RoomMembership, SendFrame, gateway_event::Kind as Event,
+        logic_event::Kind,
+    },
+};
+
+#[test]
+fn without_credit_frames_wait_and_go_out_in_turn() {
+    let mut harness = Harness::new(Settings::default());
+    harness.link_up(Credit { frames: 2, bytes: 1000 });
+    let sockets: Vec<u64> = (0..3)
+        .map(|_| {
+            let socket = harness.tcp();
+            harness.login(socket, "user");
+            socket
+        })
+        .collect();
+    harness.to_logic.clear();
+    for request_id in 1..=4 {
+        for socket in &sockets {
+            harness.frame(*socket, SEND_MESSAGE, request_id, b"x");
+        }
+    }
+    for socket in &sockets {
+        assert!(harness.socket(*socket).paused);
+    }
+    for _ in 0..10 {
+        harness.credit(1, 1);
+    }
+    let mut seen: Vec<Vec<u32>> = vec![Vec::new(); 3];
+    for event in &harness.to_logic {
+        let Event::Frame(frame) = event else { panic!("{event:?}") };
+        let ids: Vec<u64> = sockets.iter().map(|socket| harness.id(*socket).raw()).collect();
+        let index = ids.iter().position(|id| *id == frame.session_id).expect("one of the three");
+        seen[index].push(frame.request_id);
+        let lengths: Vec<usize> = seen.iter().map(Vec::len).collect();
+        let (least, most) = (lengths.iter().min(), lengths.iter().max());
+        assert!(most <= least.map(|least| least + 2).as_ref(), "nobody is passed over");
+    }
+    assert!(seen.iter().all(|ids| ids == &[1, 2, 3, 4]), "{seen:?}");
+    for socket in &sockets {
+        assert!(!harness.socket(*socket).paused);
+    }
+    harness.finish();
+}
+
+#[test]
+fn a_backlog_is_bounded_and_what_is_beyond_is_told() {
+    let settings = Settings { link_backlog_frames_max: 5, ..Settings::default() };
+    let mut harness = Harness::new(settings);
+    harness.link_up(Credit { frames: 0, bytes: 0 });
+    let socket = harness.tcp();
+    harness.login(socket, "user");
+    for request_id in 1..=8 {
+        harness.frame(socket, SEND_MESSAGE, request_id, b"x");
+    }
+    let (frames, _) = harness.read(socket);
+    let told: Vec<(u32, u32)> = frames.iter().map(|f| (f.request_id, f.error().code)).collect();
+    let code = Code::RateLimited.number();
+    assert_eq!(told, [(6, code), (7, code), (8, code)]);
+    assert_eq!(harness.engine.counters().dropped(Dropped::Backlog), 3);
+    harness.finish();
+}
+
+#[test]
+fn requests_in_flight_are_bounded() {
+    let settings = Settings { requests_in_flight_max: 2, ..Settings::default() };
+    let mut harness = Harness::linked(settings);
+    let socket = harness.tcp();
+    harness.login(socket, "user");
+    for request_id in 1..=3 {
+        harness.frame(socket, SEND_MESSAGE, request_id, b"x");
+    }
+    let frame = harness.read_one(socket);
+    assert_eq!((frame.request_id, frame.error().code), (3, Code::RateLimited.number()));
+    harness.finish();
+}
+
+fn deliver(session_ids: Vec<u64>, body: Vec<u8>) -> Kind {
+    let body = Bytes::from(body);
+    Kind::SendFrame(SendFrame {
+        session_ids,
+        command: u32::from(DELIVER),
+        flags: 0,
+        request_id: 0,
+        body,
+    })
+}
+
+/// A room with one member that never reads and many that do; `flood` messages are sent to it.
+fn flood(policy: SlowConsumer, flood: u32) -> (Harness, u64, Vec<u64>) {
+    let settings = Settings { slow_consumer: policy, ..Settings::default() };
+    let mut harness = Harness::linked(settings);
+    let mut ids = Vec::new();
+    let mut sockets = Vec::new();
+    for index in 0..20 {
+        let socket = if index % 2 == 0 { harness.tcp() } else { harness.websocket(None) };
+        ids.push(harness.login(socket, "member"));
+        sockets.push(socket);
+    }
+    let slow = sockets.remove(7);
+    harness.socket(slow).stuck = true;
+    harness.to_logic.clear();
+    harness.logic(Kind::RoomMembership(RoomMembership {
+        room_id: "hall".to_owned(),
+        join_session_ids: ids,
+        leave_session_ids: Vec::new(),
+    }));
+    for number in 0..flood {
+        let mut body = number.to_be_bytes().to_vec();
+        body.resize(1000, 0);
+        harness.logic(Kind::RoomFrame(RoomFrame {
+            room_id: "hall".to_owned(),
+            command: u32::from(ROOM_MESSAGE),
+            body_protobuf: Bytes::from(body),
+            ..RoomFrame::default()
+        }));
+        let most = harness.engine.counters().send_queue_bytes;
+        assert!(most <= 256 * 1024 + 300_000, "the queue is bounded: {most}");
+    }
+    (harness, slow, sockets)
+}
+
+fn numbers(harness: &mut Harness, socket: u64) -> Vec<u32> {
+    let (frames, _) = harness.read(socket);
+    let rooms = frames.iter().filter(|frame| frame.command == ROOM_MESSAGE);
+    rooms.map(|f| u32::from_be_bytes(f.body[..4].try_into().expect("four bytes"))).collect()
+}
+
+#[test]
+fn a_reader_that_never_reads_is_closed_and_the_others_get_everything() {
+    let (mut harness, slow, others) = flood(SlowConsumer::Close, 1000);
+    for socket in others {
+        assert_eq!(numbers(&mut harness, socket), (0..1000).collect::<Vec<_>>());
+    }
+    let id = harness.id(slow);
+    assert_eq!(harness.sessions_ended(), [(id.raw(), Code::SlowConsumer.number())]);
+    // It starts to read at last: what was under way is whole, then it is told why.
+    harness.unstick(slow);
+    let (frames, close) = harness.read(slow);
+    assert_eq!(frames.last().expect("a farewell").error().code, Code::SlowConsumer.number());
+    assert!(close.is_none_or(|close| close == Code::SlowConsumer.websocket_close_code()));
+    harness.finish();
+}
+
+#[test]
+fn a_reader_that_reads_again_after_a_drop_is_told_of_the_gap() {
+    let (mut harness, slow, others) = flood(SlowConsumer::Drop, 1000);
+    for socket in others {
+        assert_eq!(numbers(&mut harness, socket).len(), 1000);
+    }
+    assert_eq!(harness.sessions_ended(), []);
+    let id = harness.id(slow);
+    harness.unstick(slow);
+    let (frames, _) = harness.read(slow);
+    let delivered = frames.iter().filter(|frame| frame.command == ROOM_MESSAGE).count() as u64;
+    let dropped = harness.engine.counters().dropped(Dropped::SlowConsumer);
+    assert_eq!(delivered + dropped, 1000, "every frame is delivered or counted");
+    let last = frames.last().expect("the gap's mark");
+    assert_eq!((last.request_id, last.error().code), (0, Code::SlowConsumer.number()));
+    harness.logic(deliver(vec![id.raw()], b"after".to_vec()));
+    assert_eq!(harness.read_one(slow).body, b"after");
+    harness.finish();
+}
+
+#[test]
+fn a_reply_that_does_not_fit_becomes_an_error_for_its_request() {
+    let settings = Settings { slow_consumer: SlowConsumer::Drop, ..Settings::default() };
+    let mut harness = Harness::linked(settings);
+    let socket = harness.tcp();
+    let session_id = harness.login(socket, "slow");
+    harness.socket(socket).stuck = true;
+    harness.frame(socket, SEND_MESSAGE, 9, b"x");
+    for _ in 0..10 {
+        harness.logic(deliver(vec![session_id], vec![0; 60_000]));
+    }
+    harness.logic(Kind::SendFrame(SendFrame {
+        session_ids: vec![session_id],
+        command: u32::from(reply(SEND_MESSAGE)),
+        flags: 0,
+        request_id: 9,
+        body: Bytes::from(vec![0; 60_000]),
+    }));
+    harness.unstick(socket);
+    let (frames, _) = harness.read(socket);
+    let answers: Vec<_> = frames.iter().filter(|frame| frame.request_id == 9).collect();
+    assert_eq!(answers.len(), 1);
+    assert_eq!(answers[0].error().code, Code::SlowConsumer.number());
+    harness.finish();
+}
+
+#[test]
+fn one_large_frame_meets_an_empty_queue() {
+    let mut harness = Harness::linked(Settings::default());
+    let socket = harness.websocket(None);
+    let session_id = harness.login(socket, "user");
+    harness.logic(deliver(vec![session_id], vec![1; 1_000_000]));
+    assert_eq!(harness.read_one(socket).body.len(), 1_000_000);
+    harness.finish();
+}
