@@ -1,1 +1,27 @@
-//! The connection gateway.
+//! The connection gateway: clients on one side, the logic tier on the other.
+//!
+//! A tour, from the outside in:
+//! - [`config`]: the TOML file, its defaults and checks; [`capacity`]: what they hold here
+//! - [`Gateway`]: starts everything, and ends it
+//! - `shard`: one thread, one ring, one engine, one loop; shares nothing
+//! - `link`: the gRPC streams to logic, on threads of their own, behind bounded rings
+//! - `admin`: probes, metrics and inspection, on an address and a thread of its own
+//! - `status`: what `admin` may know of the others
+//!
+//! What a connection goes through is decided in `millrace_engine`, how its bytes move in
+//! `millrace_uring`; this crate introduces them to each other. The arrows run downward: `Gateway`
+//! knows everyone, `admin` knows the shards' mailboxes, shards know their ends of the links, and
+//! nobody knows `Gateway`.
+
+mod admin;
+pub mod capacity;
+pub mod config;
+mod gateway;
+mod link;
+mod shard;
+mod status;
+
+pub use config::Config;
+pub use gateway::{Addresses, Gateway, RunError, StartError};
+pub use link::LinkStatusSnapshot;
+pub use status::Phase;

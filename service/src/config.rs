@@ -150,20 +150,25 @@ fn nearest<'a>(unknown: &str, known: &[&'a str]) -> Option<&'a str> {
         .map(|(_, key)| key)
 }
 
-/// Levenshtein's distance between two keys.
+/// How many letters must be put in, left out, changed or swapped with their neighbour.
 fn distance(left: &str, right: &str) -> usize {
+    let left: Vec<char> = left.chars().collect();
     let right: Vec<char> = right.chars().collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (i, l) in left.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, r) in right.iter().enumerate() {
-            let substituted = diagonal + usize::from(l != *r);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+    // Row i holds the distances from the first i letters of `left`; three rows are alive at a time.
+    let mut before: Vec<usize> = Vec::new();
+    let mut above: Vec<usize> = (0..=right.len()).collect();
+    for i in 1..=left.len() {
+        let mut row = vec![i; right.len() + 1];
+        for j in 1..=right.len() {
+            let is_changed = usize::from(left[i - 1] != right[j - 1]);
+            row[j] = (above[j - 1] + is_changed).min(above[j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && left[i - 1] == right[j - 2] && left[i - 2] == right[j - 1] {
+                row[j] = row[j].min(before[j - 2] + 1);
+            }
         }
+        before = std::mem::replace(&mut above, row);
     }
-    row[right.len()]
+    above[right.len()]
 }
 
 /// Where the key `section.key` stands in a TOML text.
@@ -222,6 +227,21 @@ mod tests {
             "gateway.toml:2:3: unknown key `colour`; known here: idle_timeout, body_bytes_max"
         );
         assert!(refusal("[listne]\n").starts_with("gateway.toml:1:2: unknown key `listne`; did"));
+    }
+
+    #[test]
+    fn a_slip_of_the_finger_is_one_letter_away() {
+        for (typed, meant, letters) in [
+            ("tpc", "tcp", 1),
+            ("timout", "timeout", 1),
+            ("tcpp", "tcp", 1),
+            ("kitten", "sitting", 3),
+            ("", "abc", 3),
+            ("same", "same", 0),
+        ] {
+            assert_eq!(super::distance(typed, meant), letters, "{typed} {meant}");
+            assert_eq!(super::distance(meant, typed), letters, "{meant} {typed}");
+        }
     }
 
     #[test]

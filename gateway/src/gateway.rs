@@ -1,0 +1,379 @@
+//! A whole gateway in this process: shards, link threads and the administrative side.
+//!
+//! Starting blocks until every shard listens; leaving is asked for with [`Gateway::drain`] or
+//! [`Gateway::stop`] and waited for with [`Gateway::join`]. There are no globals, no signals and
+//! no exits of the process here, so several gateways can live in one process.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, mpsc::sync_channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use millrace_engine::GatewayIdentity;
+use millrace_service::Invalid;
+use millrace_uring::Options;
+use tokio::sync::watch;
+
+use crate::{
+    admin::Admin,
+    capacity::Capacity,
+    config::Config,
+    link::{LinkStatus, LinkThreads, LinkWork, endpoint},
+    shard::{self, Command, Listening, Mailbox, ShardError, ShardPlan},
+    status::{Phase, Status},
+};
+
+/// Wait between two looks at an address that is in use.
+const BIND_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Where a gateway can be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// For WebSocket clients.
+    pub websocket: Option<SocketAddr>,
+    /// For clients of the binary protocol.
+    pub tcp: Option<SocketAddr>,
+    /// For administration.
+    pub admin: Option<SocketAddr>,
+}
+
+/// Why a gateway could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A value of the configuration makes no sense.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// Somebody else listens there.
+    #[error("cannot listen on {address}: {source}")]
+    Address {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The rings that the configuration asks for cannot be had.
+    #[error("{0}")]
+    Capacity(String),
+    /// A shard could not set itself up.
+    #[error("shard {shard}: {reason}")]
+    Shard {
+        /// Its number.
+        shard: usize,
+        /// What was wrong.
+        reason: String,
+    },
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// Why a gateway ended other than it was asked to.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct RunError(Vec<String>);
+
+/// A running gateway. Dropping it without [`Gateway::join`] stops it at once.
+#[derive(Debug)]
+pub struct Gateway {
+    addresses: Addresses,
+    capacity: Capacity,
+    status: Arc<Status>,
+    mailboxes: Vec<Mailbox>,
+    shards: Vec<thread::JoinHandle<Result<(), ShardError>>>,
+    shards_running: watch::Receiver<usize>,
+    links: Option<LinkThreads>,
+    admin: Option<Admin>,
+}
+
+impl Gateway {
+    /// Starts everything and returns when every shard listens. Links come up by themselves.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left running then.
+    pub fn start(config: Config) -> Result<Self, StartError> {
+        config.check()?;
+        let addresses = config.addresses()?;
+        let capacity = Capacity::plan(&config).map_err(StartError::Capacity)?;
+        let link_settings = config.link_settings();
+        let mut statuses = Vec::new();
+        let mut endpoints = Vec::new();
+        for uri in &config.logic.endpoints {
+            let endpoint = endpoint(uri, &link_settings)
+                .map_err(|message| Invalid::new("logic.endpoints", message))?;
+            endpoints.push(endpoint);
+        }
+        for shard in 0..capacity.shards {
+            let uris = config.logic.endpoints.iter();
+            statuses.extend(uris.map(|uri| Arc::new(LinkStatus::new(shard as u8, uri.clone()))));
+        }
+        let gateway_id = gateway_id(&config);
+        let status = Arc::new(Status::new(
+            config.clone(),
+            gateway_id.clone(),
+            capacity.shards,
+            statuses.clone(),
+            capacity.connections(),
+        ));
+        // From here on, whatever was started is stopped by the drop if something else fails.
+        let (running, shards_running) = watch::channel(0);
+        let mut gateway = Self {
+            addresses: Addresses { websocket: None, tcp: None, admin: None },
+            capacity,
+            status: status.clone(),
+            mailboxes: Vec::new(),
+            shards: Vec::new(),
+            shards_running,
+            links: None,
+            admin: None,
+        };
+        if let Some(address) = addresses.admin {
+            let admin = Admin::start(address, status.clone())
+                .map_err(|source| StartError::Address { address, source })?;
+            gateway.addresses.admin = Some(admin.address);
+            gateway.admin = Some(admin);
+        }
+        for address in [addresses.websocket, addresses.tcp].into_iter().flatten() {
+            wait_for_address(address, config.listen.bind_wait.as_std())?;
+        }
+        let identity = GatewayIdentity {
+            gateway_id,
+            gateway_epoch: (status.started_unix_seconds * 1_000.0) as u64,
+            shards: capacity.shards as u32,
+            lease_ms: config.logic.lease.as_millis_u32(),
+            window: config.window(),
+        };
+        let cores = cores(&config);
+        let (mut websocket, mut tcp) = (addresses.websocket, addresses.tcp);
+        let mut ports = Vec::new();
+        for shard in 0..capacity.shards {
+            let plan = ShardPlan {
+                shard: shard as u8,
+                settings: config.engine_settings(capacity.connections_per_shard),
+                identity: identity.clone(),
+                driver: Options {
+                    sockets_max: capacity.sockets_per_ring,
+                    submission_entries: config.uring.submission_entries,
+                    completion_entries: config.uring.submission_entries * 8,
+                    receive_buffers: config.uring.receive_buffers,
+                    receive_buffer_bytes: config.uring.receive_buffer_bytes.as_bytes_u32(),
+                    accept_spare: config.uring.accept_spare,
+                    ..Options::default()
+                },
+                websocket,
+                tcp,
+                backlog_max: config.listen.backlog_max,
+                core: cores.get(shard).copied(),
+                links: endpoints.len(),
+                ring_batches_max: config.logic.ring_batches_max,
+                published: status.published(shard),
+            };
+            let listening = gateway.start_shard(shard, plan, running.clone())?;
+            // With port 0 the first shard's port is the others'.
+            (websocket, tcp) = (listening.websocket, listening.tcp);
+            gateway.mailboxes.push(listening.mailbox);
+            ports.extend(listening.ports);
+        }
+        gateway.addresses.websocket = websocket;
+        gateway.addresses.tcp = tcp;
+        let work = ports
+            .into_iter()
+            .zip(statuses)
+            .enumerate()
+            .map(|(index, (port, status))| {
+                let endpoint = endpoints[index % endpoints.len()].clone();
+                LinkWork { port, endpoint, status }
+            })
+            .collect();
+        let links = LinkThreads::start(work, config.logic.link_threads, &link_settings);
+        gateway.links = Some(links.map_err(StartError::Thread)?);
+        status.serving(gateway.mailboxes.clone());
+        Ok(gateway)
+    }
+
+    fn start_shard(
+        &mut self,
+        shard: usize,
+        plan: ShardPlan,
+        running: watch::Sender<usize>,
+    ) -> Result<Listening, StartError> {
+        let (sender, receiver) = sync_channel(1);
+        let status = self.status.clone();
+        running.send_modify(|count| *count += 1);
+        let body = move || {
+            // Counts also when the shard panics.
+            let _left = Left(running);
+            let result = shard::run(plan, &sender);
+            if result.is_err() {
+                status.shard_failed();
+            }
+            result
+        };
+        let thread = thread::Builder::new()
+            .name(format!("shard-{shard}"))
+            .spawn(body)
+            .map_err(StartError::Thread)?;
+        self.shards.push(thread);
+        let failed = |reason: String| StartError::Shard { shard, reason };
+        match receiver.recv() {
+            Ok(Ok(listening)) => Ok(listening),
+            Ok(Err(ShardError::Listen(address, source))) => {
+                Err(StartError::Address { address, source })
+            }
+            Ok(Err(error)) => Err(failed(error.to_string())),
+            Err(_) => Err(failed("the thread panicked".to_owned())),
+        }
+    }
+
+    /// Where it can be reached, with the ports that were chosen where the configuration said 0.
+    pub const fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// How many connections it can hold, and what binds first.
+    pub const fn capacity(&self) -> &Capacity {
+        &self.capacity
+    }
+
+    /// Where it is in its life.
+    pub fn phase(&self) -> Phase {
+        self.status.phase()
+    }
+
+    /// Why no traffic should be sent here; empty when it should. What `/readyz` says.
+    pub fn unready_reasons(&self) -> Vec<String> {
+        self.status.unready_reasons()
+    }
+
+    /// Begins to leave within the window of `drain.shutdown`: accepting stops, `/readyz` says so,
+    /// GOAWAY goes out over the window, and each shard ends when its last connection has, at the
+    /// latest a grace after the window. A second call changes nothing.
+    pub fn drain(&self) {
+        self.status.draining();
+        let config = &self.status.config;
+        let drain = config.shutdown_drain();
+        let window_ms = u64::from(drain.spread_ms) + u64::from(drain.reconnect_after_ms_max);
+        let deadline_ms =
+            window_ms + config.connections.linger.as_millis() + config.drain.grace.as_millis();
+        for (shard, mailbox) in self.mailboxes.iter().enumerate() {
+            if !mailbox.send(Command::Drain { drain: drain.clone(), deadline_ms }) {
+                tracing::debug!(shard, "the shard has left already");
+            }
+        }
+    }
+
+    /// Leaves at once; the kernel resets the connections that are left.
+    pub fn stop(&self) {
+        self.status.draining();
+        for mailbox in &self.mailboxes {
+            // One that cannot take the command has left, or sees it when it looks again.
+            while !mailbox.send(Command::Stop) && *self.shards_running.borrow() > 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    /// Completes when a shard has ended, asked or not: a gateway that was not asked to leave has
+    /// failed then, and should be joined.
+    pub fn shard_ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut running = self.shards_running.clone();
+        let shards = self.shards.len();
+        async move {
+            // An error means that the last one has ended.
+            let _last = running.wait_for(|count| *count < shards).await;
+        }
+    }
+
+    /// Waits until every shard has left and its links have ended, then ends the administrative
+    /// side. Blocks; to be called after [`Self::drain`] or [`Self::stop`], from a thread that may
+    /// wait.
+    ///
+    /// # Errors
+    /// When a shard failed.
+    pub fn join(mut self) -> Result<(), RunError> {
+        self.join_all()
+    }
+
+    fn join_all(&mut self) -> Result<(), RunError> {
+        let mut failures = Vec::new();
+        for (shard, thread) in self.shards.drain(..).enumerate() {
+            match thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => failures.push(format!("shard {shard}: {error}")),
+                Err(_) => failures.push(format!("shard {shard} panicked")),
+            }
+        }
+        if let Some(links) = self.links.take() {
+            links.join();
+        }
+        if let Some(admin) = self.admin.take() {
+            admin.stop();
+        }
+        if failures.is_empty() { Ok(()) } else { Err(RunError(failures)) }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if !self.shards.is_empty() || self.admin.is_some() {
+            self.stop();
+            if let Err(error) = self.join_all() {
+                tracing::error!(%error, "the gateway ended with an error");
+            }
+        }
+    }
+}
+
+/// Counts a shard out when its thread ends, however it ends.
+struct Left(watch::Sender<usize>);
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+/// The shards' listeners share an address by SO_REUSEPORT, which would also let a second gateway
+/// slip in beside the first and take half of its clients. So we look first, without it. A process
+/// that was killed may hold the address a little longer, while the kernel clears up its rings.
+fn wait_for_address(address: SocketAddr, wait: Duration) -> Result<(), StartError> {
+    if address.port() == 0 {
+        return Ok(());
+    }
+    let started = Instant::now();
+    loop {
+        match TcpListener::bind(address) {
+            Ok(_closed_at_once) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && started.elapsed() < wait => {
+                thread::sleep(BIND_INTERVAL);
+            }
+            Err(source) => return Err(StartError::Address { address, source }),
+        }
+    }
+}
+
+/// The cores for the shards' threads; empty when they are not pinned.
+fn cores(config: &Config) -> Vec<usize> {
+    if !config.gateway.pin_shards {
+        return Vec::new();
+    }
+    // Those that this process may use: in a container, seldom all of the machine's.
+    match rustix::thread::sched_getaffinity(None) {
+        Ok(allowed) => {
+            (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect()
+        }
+        Err(_) => Vec::new(),
+    }
+}
+
+fn gateway_id(config: &Config) -> String {
+    if !config.gateway.id.is_empty() {
+        return config.gateway.id.clone();
+    }
+    match std::fs::read_to_string("/proc/sys/kernel/hostname") {
+        Ok(name) if !name.trim().is_empty() => name.trim().to_owned(),
+        _ => "gateway".to_owned(),
+    }
+}
