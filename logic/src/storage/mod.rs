@@ -35,6 +35,8 @@ use async_trait::async_trait;
 use millrace_protocol::{Code, chat};
 use uuid::Uuid;
 
+#[cfg(test)]
+pub(crate) mod conformance;
 pub mod conversation_id;
 pub mod embedded;
 pub mod limits;

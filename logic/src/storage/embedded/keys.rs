@@ -9,7 +9,7 @@
 //! | users | user, conversation, 1 | [`PointerRow`](super::rows::PointerRow): the newest message |
 //! | groups | 0, group | [`GroupRow`](super::rows::GroupRow) |
 //! | groups | 1, group, user | nothing: the user is a member now |
-//! | conversations | nothing (the empty id is no conversation's) | the version of the newest commit |
+//! | conversations | "version" (no conversation has this id) | the version of the newest commit |
 //!
 //! Every id but the last of a key carries its length before it, so that no id is the beginning of
 //! another's range.
@@ -58,7 +58,7 @@ pub enum UserRow {
 }
 
 /// A key in [`Table::Conversations`]: the version of the newest commit.
-pub const VERSION_KEY: &[u8] = b"";
+pub const VERSION_KEY: &[u8] = b"version";
 
 /// Two bytes of length, because a single chat's id holds two user ids.
 fn with_conversation(bytes: &mut Vec<u8>, conversation_id: &str) {

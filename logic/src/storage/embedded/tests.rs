@@ -5,7 +5,7 @@
 use uuid::Uuid;
 
 use super::*;
-use crate::storage::Target;
+use crate::storage::{Target, conformance};
 
 /// Options for small tests: no free space is demanded of a temporary directory.
 pub fn options(directory: &std::path::Path) -> Options {
@@ -38,4 +38,34 @@ async fn a_second_opener_is_refused_until_the_first_closes() {
     assert!(matches!(store.members("g:x").await, Err(StoreError::Closed)));
     assert!(matches!(store.close().await, Err(StoreError::Closed)));
     EmbeddedStore::open(options(directory.path())).unwrap().close().await.unwrap();
+}
+
+struct Directory {
+    directory: tempfile::TempDir,
+    fan_out_members_max: usize,
+}
+
+impl conformance::Bed for Directory {
+    type Store = EmbeddedStore;
+
+    async fn open(&self) -> EmbeddedStore {
+        let fan_out_members_max = self.fan_out_members_max;
+        let options = Options { fan_out_members_max, ..options(self.directory.path()) };
+        EmbeddedStore::open(options).unwrap()
+    }
+}
+
+fn bed(fan_out_members_max: usize) -> Directory {
+    Directory { directory: tempfile::tempdir().unwrap(), fan_out_members_max }
+}
+
+mod pointers {
+    use super::*;
+    conformance::conformance_tests!(bed(500));
+}
+
+/// The same promises where some groups are too large for pointers, and become so in the middle.
+mod cursors {
+    use super::*;
+    conformance::conformance_tests!(bed(2));
 }
