@@ -1,0 +1,163 @@
+//! What every bus must do, whatever it stands on. [`run`] is called by the tests of each
+//! implementation; `make` gives a bus without topics each time.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use super::{Bus, BusError, Record, Subscription};
+
+/// The whole suite.
+pub(crate) async fn run<B: Bus, F: Future<Output = B>>(make: impl Fn() -> F) {
+    records_come_in_order_and_whole(make().await).await;
+    what_is_not_acknowledged_comes_again(make().await).await;
+    an_acknowledgement_only_moves_forward(make().await).await;
+    each_group_reads_everything(make().await).await;
+    topics_are_apart(make().await).await;
+    a_newer_subscription_takes_over(Arc::new(make().await)).await;
+    a_reader_waits_for_the_next_record(Arc::new(make().await)).await;
+    bad_names_are_refused(make().await).await;
+    concurrent_publishers_keep_the_order_of_each_key(Arc::new(make().await)).await;
+}
+
+async fn next(subscription: &mut Box<dyn Subscription>) -> Record {
+    let next = timeout(Duration::from_secs(20), subscription.next()).await;
+    next.expect("a record within 20 seconds").expect("the subscription lives")
+}
+
+async fn publish<B: Bus>(bus: &B, topic: &str, payloads: impl IntoIterator<Item = &'static str>) {
+    for payload in payloads {
+        bus.publish(topic, "key", Bytes::from_static(payload.as_bytes())).await.expect("taken");
+    }
+}
+
+async fn records_come_in_order_and_whole<B: Bus>(bus: B) {
+    let payloads = [&b""[..], b"x", &[0, 255, 10, 13], &[7; 60_000]].map(Bytes::from_static);
+    for (index, payload) in payloads.iter().enumerate() {
+        let offset = bus.publish("t", &format!("key {index}"), payload.clone()).await;
+        assert_eq!(offset, Ok(index as u64 + 1));
+    }
+    let mut group = bus.subscribe("t", "g").await.expect("subscribed");
+    for (index, payload) in payloads.into_iter().enumerate() {
+        let key = format!("key {index}");
+        assert_eq!(next(&mut group).await, Record { offset: index as u64 + 1, key, payload });
+    }
+}
+
+async fn what_is_not_acknowledged_comes_again<B: Bus>(bus: B) {
+    publish(&bus, "t", ["1", "2", "3", "4"]).await;
+    let mut group = bus.subscribe("t", "g").await.expect("subscribed");
+    for offset in 1..=3 {
+        assert_eq!(next(&mut group).await.offset, offset);
+    }
+    group.acknowledge(2).await.expect("acknowledged");
+    drop(group);
+    let mut group = bus.subscribe("t", "g").await.expect("subscribed");
+    assert_eq!(next(&mut group).await.offset, 3);
+    assert_eq!(next(&mut group).await.offset, 4);
+}
+
+async fn an_acknowledgement_only_moves_forward<B: Bus>(bus: B) {
+    publish(&bus, "t", ["1", "2", "3"]).await;
+    let mut group = bus.subscribe("t", "g").await.expect("subscribed");
+    assert_eq!(next(&mut group).await.offset, 1);
+    assert_eq!(next(&mut group).await.offset, 2);
+    group.acknowledge(2).await.expect("acknowledged");
+    group.acknowledge(1).await.expect("an older one changes nothing");
+    group.acknowledge(u64::MAX).await.expect("it counts as the last one read");
+    drop(group);
+    let mut group = bus.subscribe("t", "g").await.expect("subscribed");
+    assert_eq!(next(&mut group).await.offset, 3);
+}
+
+async fn each_group_reads_everything<B: Bus>(bus: B) {
+    publish(&bus, "t", ["1", "2"]).await;
+    let mut first = bus.subscribe("t", "first").await.expect("subscribed");
+    let mut second = bus.subscribe("t", "second").await.expect("subscribed");
+    for group in [&mut first, &mut second] {
+        assert_eq!(next(group).await.offset, 1);
+        assert_eq!(next(group).await.offset, 2);
+    }
+    first.acknowledge(2).await.expect("acknowledged");
+    drop(second);
+    let mut second = bus.subscribe("t", "second").await.expect("subscribed");
+    assert_eq!(next(&mut second).await.offset, 1, "the first group's progress is its own");
+}
+
+async fn topics_are_apart<B: Bus>(bus: B) {
+    publish(&bus, "a", ["of a"]).await;
+    publish(&bus, "b", ["of b"]).await;
+    let mut group = bus.subscribe("b", "g").await.expect("subscribed");
+    assert_eq!(next(&mut group).await.payload, "of b");
+    let more = timeout(Duration::from_millis(20), group.next()).await;
+    assert!(more.is_err(), "there is nothing else: {more:?}");
+}
+
+async fn a_newer_subscription_takes_over<B: Bus>(bus: Arc<B>) {
+    let mut old = bus.subscribe("t", "g").await.expect("subscribed");
+    let waiting = tokio::spawn(async move { (old.next().await, old.acknowledge(1).await) });
+    tokio::task::yield_now().await;
+    let mut new = bus.subscribe("t", "g").await.expect("subscribed");
+    publish(&*bus, "t", ["1"]).await;
+    let over = timeout(Duration::from_secs(20), waiting).await.expect("it ends").expect("no panic");
+    assert_eq!(over, (Err(BusError::Superseded), Err(BusError::Superseded)));
+    assert_eq!(next(&mut new).await.offset, 1);
+}
+
+async fn a_reader_waits_for_the_next_record<B: Bus>(bus: Arc<B>) {
+    let mut group = bus.subscribe("t", "g").await.expect("subscribed");
+    for offset in 1..=100 {
+        let publisher = Arc::clone(&bus);
+        let publishing = tokio::spawn(async move { publish(&*publisher, "t", ["x"]).await });
+        assert_eq!(next(&mut group).await.offset, offset);
+        publishing.await.expect("published");
+    }
+    // A wait that is given up loses nothing.
+    let waited = timeout(Duration::from_millis(5), group.next()).await;
+    assert!(waited.is_err());
+    publish(&*bus, "t", ["last"]).await;
+    assert_eq!(next(&mut group).await.payload, "last");
+}
+
+async fn bad_names_are_refused<B: Bus>(bus: B) {
+    for name in ["", " ", "a b", "a/b", "a*", "ä", "a\n", &"x".repeat(129)] {
+        let published = bus.publish(name, "key", Bytes::new()).await;
+        assert!(matches!(published, Err(BusError::BadName(_))), "{name:?}");
+        for (topic, group) in [(name, "g"), ("t", name)] {
+            let subscribed = bus.subscribe(topic, group).await.err();
+            assert!(matches!(subscribed, Some(BusError::BadName(_))), "{name:?}");
+        }
+    }
+    let longest = "x".repeat(128);
+    assert_eq!(bus.publish(&longest, "", Bytes::new()).await, Ok(1));
+}
+
+async fn concurrent_publishers_keep_the_order_of_each_key<B: Bus>(bus: Arc<B>) {
+    const PUBLISHERS: usize = 8;
+    const RECORDS: usize = 50;
+    let publishing = (0..PUBLISHERS).map(|publisher| {
+        let bus = Arc::clone(&bus);
+        tokio::spawn(async move {
+            for record in 0..RECORDS {
+                let payload = Bytes::from(record.to_string());
+                bus.publish("t", &publisher.to_string(), payload).await.expect("taken");
+            }
+        })
+    });
+    let publishing: Vec<_> = publishing.collect();
+    let mut group = bus.subscribe("t", "g").await.expect("subscribed");
+    let mut expected = [0; PUBLISHERS];
+    for offset in 1..=PUBLISHERS * RECORDS {
+        let record = next(&mut group).await;
+        assert_eq!(record.offset, offset as u64);
+        let publisher: usize = record.key.parse().expect("a number");
+        assert_eq!(record.payload, expected[publisher].to_string());
+        expected[publisher] += 1;
+    }
+    for publisher in publishing {
+        publisher.await.expect("no panic");
+    }
+}

@@ -1,0 +1,180 @@
+//! The gRPC door of the administrative API: the services of `api.proto`, each call passed on to
+//! [`Api`]. A refusal is a status with our code in the metadata `millrace-code`.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use millrace_logic_sdk::Refused;
+use millrace_protocol::Code;
+use millrace_protocol::api::group_service_server::{GroupService, GroupServiceServer};
+use millrace_protocol::api::message_service_server::{MessageService, MessageServiceServer};
+use millrace_protocol::api::user_service_server::{UserService, UserServiceServer};
+use millrace_protocol::api::{
+    AddMembersRequest, AddMembersResponse, CreateGroupRequest, CreateGroupResponse,
+    GetGroupRequest, GetGroupResponse, GetPresenceRequest, GetPresenceResponse, KickUserRequest,
+    KickUserResponse, RemoveGroupRequest, RemoveGroupResponse, RemoveMembersRequest,
+    RemoveMembersResponse, SendMessageRequest, SendMessageResponse,
+};
+use tokio::net::TcpListener;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::service::Routes;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+
+use crate::api::{Api, Guard};
+
+#[cfg(test)]
+mod tests;
+
+/// Largest message of a call, in bytes; larger ones are refused with `out_of_range`.
+pub const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+
+/// Calls of one connection at the same time; HTTP/2 refuses more.
+const CALLS_PER_CONNECTION_MAX: u32 = 256;
+
+/// The three services, for a server that has others too.
+pub fn routes(api: Arc<dyn Api>, guard: Guard) -> Routes {
+    let door = Arc::new(Door { api, guard });
+    let groups = GroupServiceServer::from_arc(Arc::clone(&door));
+    let messages = MessageServiceServer::from_arc(Arc::clone(&door));
+    let users = UserServiceServer::from_arc(door);
+    Routes::new(groups.max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(messages.max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(users.max_decoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+/// Serves the three services until `stop` comes; calls under way are finished.
+///
+/// # Errors
+/// The listener failed.
+pub async fn serve(
+    listener: TcpListener,
+    api: Arc<dyn Api>,
+    guard: Guard,
+    stop: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    tonic::transport::Server::builder()
+        .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
+        .add_routes(routes(api, guard))
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop)
+        .await
+}
+
+struct Door {
+    api: Arc<dyn Api>,
+    guard: Guard,
+}
+
+impl Door {
+    async fn call<Q, R, F>(
+        &self,
+        request: Request<Q>,
+        to: impl FnOnce(Arc<dyn Api>, Q) -> F,
+    ) -> Result<Response<R>, Status>
+    where
+        F: Future<Output = Result<R, Refused>>,
+    {
+        let authorization = request.metadata().get("authorization");
+        let _permit = self
+            .guard
+            .admit(authorization.map(|value| value.as_encoded_bytes()))
+            .map_err(|refused| status(&refused))?;
+        let result = to(Arc::clone(&self.api), request.into_inner()).await;
+        result.map(Response::new).map_err(|refused| status(&refused))
+    }
+}
+
+#[tonic::async_trait]
+impl GroupService for Door {
+    async fn create_group(
+        &self,
+        request: Request<CreateGroupRequest>,
+    ) -> Result<Response<CreateGroupResponse>, Status> {
+        self.call(request, |api, request| async move { api.create_group(request).await }).await
+    }
+
+    async fn get_group(
+        &self,
+        request: Request<GetGroupRequest>,
+    ) -> Result<Response<GetGroupResponse>, Status> {
+        self.call(request, |api, request| async move { api.get_group(request).await }).await
+    }
+
+    async fn remove_group(
+        &self,
+        request: Request<RemoveGroupRequest>,
+    ) -> Result<Response<RemoveGroupResponse>, Status> {
+        self.call(request, |api, request| async move { api.remove_group(request).await }).await
+    }
+
+    async fn add_members(
+        &self,
+        request: Request<AddMembersRequest>,
+    ) -> Result<Response<AddMembersResponse>, Status> {
+        self.call(request, |api, request| async move { api.add_members(request).await }).await
+    }
+
+    async fn remove_members(
+        &self,
+        request: Request<RemoveMembersRequest>,
+    ) -> Result<Response<RemoveMembersResponse>, Status> {
+        self.call(request, |api, request| async move { api.remove_members(request).await }).await
+    }
+}
+
+#[tonic::async_trait]
+impl MessageService for Door {
+    async fn send_message(
+        &self,
+        request: Request<SendMessageRequest>,
+    ) -> Result<Response<SendMessageResponse>, Status> {
+        self.call(request, |api, request| async move { api.send_message(request).await }).await
+    }
+}
+
+#[tonic::async_trait]
+impl UserService for Door {
+    async fn kick_user(
+        &self,
+        request: Request<KickUserRequest>,
+    ) -> Result<Response<KickUserResponse>, Status> {
+        self.call(request, |api, request| async move { api.kick_user(request).await }).await
+    }
+
+    async fn get_presence(
+        &self,
+        request: Request<GetPresenceRequest>,
+    ) -> Result<Response<GetPresenceResponse>, Status> {
+        self.call(request, |api, request| async move { api.get_presence(request).await }).await
+    }
+}
+
+/// The status that fits a refusal, with our code and, if there is one, the delay as metadata.
+fn status(refused: &Refused) -> Status {
+    let code = match refused.code {
+        Code::NotLoggedIn | Code::BadToken | Code::TokenExpired => tonic::Code::Unauthenticated,
+        Code::NotPermitted => tonic::Code::PermissionDenied,
+        Code::NotFound => tonic::Code::NotFound,
+        Code::AlreadyExists | Code::AlreadyLoggedIn => tonic::Code::AlreadyExists,
+        Code::BadFrame
+        | Code::UnsupportedVersion
+        | Code::UnknownCommand
+        | Code::TooLarge
+        | Code::BadRequest => tonic::Code::InvalidArgument,
+        Code::RateLimited | Code::OverCapacity => tonic::Code::ResourceExhausted,
+        Code::LogicUnavailable | Code::Draining => tonic::Code::Unavailable,
+        Code::Ok
+        | Code::LoginTimeout
+        | Code::IdleTimeout
+        | Code::SlowConsumer
+        | Code::Kicked
+        | Code::Internal
+        | Code::PeerGone => tonic::Code::Internal,
+    };
+    let mut metadata = MetadataMap::new();
+    metadata.insert("millrace-code", MetadataValue::from(refused.code.number()));
+    if refused.retry_after_ms > 0 {
+        metadata.insert("retry-after-ms", MetadataValue::from(refused.retry_after_ms));
+    }
+    Status::with_metadata(code, refused.reason.clone(), metadata)
+}
