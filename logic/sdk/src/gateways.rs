@@ -172,6 +172,11 @@ impl Gateways {
         lock(&self.hub.rooms).members(room_id)
     }
 
+    /// Whether a session is in a live room.
+    pub fn is_in_room(&self, room_id: &str, session: SessionAddress) -> bool {
+        lock(&self.hub.rooms).is_member(room_id, session)
+    }
+
     /// The live session at an address.
     pub fn session(&self, address: SessionAddress) -> Option<Arc<Session>> {
         let shard = self.hub.shard(address.gateway)?;

@@ -120,7 +120,8 @@ impl Rooms {
         self.rooms.iter().filter_map(members).collect()
     }
 
-    fn is_member(&self, room_id: &str, session: SessionAddress) -> bool {
+    /// Whether the session is in the room.
+    pub(crate) fn is_member(&self, room_id: &str, session: SessionAddress) -> bool {
         let shard = self.rooms.get(room_id).and_then(|room| room.shards.get(&session.gateway));
         shard.is_some_and(|shard| shard.sessions.contains_key(&session.session_id))
     }
