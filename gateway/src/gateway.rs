@@ -22,7 +22,7 @@ use crate::{
     capacity::Capacity,
     config::Config,
     link::{LinkStatus, LinkThreads, LinkWork, endpoint},
-    shard::{self, Command, Listening, Mailbox, ShardError, ShardPlan},
+    shard::{self, Command, Listening, Mailbox, NotSent, ShardError, ShardPlan},
     status::{Phase, Status},
 };
 
@@ -257,10 +257,8 @@ impl Gateway {
         let window_ms = u64::from(drain.spread_ms) + u64::from(drain.reconnect_after_ms_max);
         let deadline_ms =
             window_ms + config.connections.linger.as_millis() + config.drain.grace.as_millis();
-        for (shard, mailbox) in self.mailboxes.iter().enumerate() {
-            if !mailbox.send(Command::Drain { drain: drain.clone(), deadline_ms }) {
-                tracing::debug!(shard, "the shard has left already");
-            }
+        for mailbox in &self.mailboxes {
+            insist(mailbox, Command::Drain { drain: drain.clone(), deadline_ms });
         }
     }
 
@@ -268,10 +266,7 @@ impl Gateway {
     pub fn stop(&self) {
         self.status.draining();
         for mailbox in &self.mailboxes {
-            // One that cannot take the command has left, or sees it when it looks again.
-            while !mailbox.send(Command::Stop) && *self.shards_running.borrow() > 0 {
-                thread::sleep(Duration::from_millis(1));
-            }
+            insist(mailbox, Command::Stop);
         }
     }
 
@@ -332,6 +327,14 @@ struct Left(watch::Sender<usize>);
 impl Drop for Left {
     fn drop(&mut self) {
         self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+/// Sends a command that must arrive, unless the shard has left.
+fn insist(mailbox: &Mailbox, mut command: Command) {
+    while let Err(NotSent::Busy(back)) = mailbox.send(command) {
+        command = back;
+        thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use millrace_protocol::{Code, command, link::gateway_event::Kind};
 use support::{
-    client::{Client, Tcp, WebSocket},
+    client::{Client, Tcp, WebSocket, http},
     config, eventually,
     logic::FakeLogic,
     ready_gateway,
@@ -165,4 +165,49 @@ fn many_clients_at_once_each_get_their_own_answers() {
         thread.join().expect("all answers were right");
     }
     eventually("every session has ended", || logic.heard.ended().len() == 400);
+}
+
+#[test]
+fn without_credit_clients_are_held_back_and_nothing_is_lost_or_reordered() {
+    const FRAMES: u32 = 6_000;
+    let logic = FakeLogic::start_at("127.0.0.1:0".parse().expect("an address"), 600);
+    logic.starve.store(true, Ordering::Relaxed);
+    let mut config = config(&logic.uri());
+    config.gateway.shards = 1;
+    config.connections.requests_in_flight_max = FRAMES;
+    config.connections.frames_per_second_max = 1_000_000;
+    config.connections.frames_burst_max = 1_000_000;
+    config.connections.send_queue_bytes_max = millrace_service::ByteSize::from_mib(64);
+    let gateway = ready_gateway(config);
+    let mut client = Tcp::connect(gateway.addresses().tcp.expect("listens"));
+    assert_eq!(client.log_in("alice", "good").code, 0);
+    let mut writer = Tcp(client.0.try_clone().expect("cloned"));
+    let written = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let progress = written.clone();
+    let thread = std::thread::spawn(move || {
+        for request_id in 1..=FRAMES {
+            writer.send(command::SEND_MESSAGE, request_id, &[7; 4_096]);
+            progress.store(request_id, Ordering::Relaxed);
+        }
+    });
+    let taken = || logic.heard.count(|kind| matches!(kind, Kind::Frame(_)));
+    // Logic offers 1,000 frames and 1 MiB, which is 256 of these.
+    eventually("the credit is used up", || taken() >= 256);
+    let mut before = u32::MAX;
+    eventually("the client cannot write any more", || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let now = written.load(Ordering::Relaxed);
+        std::mem::replace(&mut before, now) == now
+    });
+    assert!(written.load(Ordering::Relaxed) < FRAMES, "the socket took everything");
+    assert!(taken() <= 257, "{} frames without credit", taken());
+    let beat = http(gateway.addresses().admin.expect("listens"), "GET", "/metrics").1;
+    assert!(!beat.contains("millrace_receive_pauses_total 0\n"), "nobody was paused");
+    logic.starve.store(false, Ordering::Relaxed);
+    for request_id in 1..=FRAMES {
+        let answer = client.receive().expect("an answer");
+        assert_eq!(answer.command, command::reply(command::SEND_MESSAGE), "{:?}", answer.body);
+        assert_eq!(answer.request_id, request_id, "in order");
+    }
+    thread.join().expect("everything was written");
 }

@@ -33,7 +33,7 @@ use tokio::sync::{oneshot, watch};
 
 use self::{metrics::Workers, process::redact};
 use crate::{
-    shard::Command,
+    shard::{Command, NotSent},
     status::{Phase, Status},
 };
 
@@ -186,16 +186,20 @@ async fn connections(
             break;
         }
         let (reply, answer) = oneshot::channel();
-        // A shard that has left has no connections.
-        if mailbox.send(Command::Connections { connections_max: missing, reply }) {
-            match tokio::time::timeout(SHARD_ANSWER_TIMEOUT, answer).await {
+        let busy = || {
+            let sentence = "a shard did not answer in time";
+            refuse(StatusCode::SERVICE_UNAVAILABLE, Code::Internal, sentence)
+        };
+        match mailbox.send(Command::Connections { connections_max: missing, reply }) {
+            Ok(()) => match tokio::time::timeout(SHARD_ANSWER_TIMEOUT, answer).await {
                 Ok(Ok(some)) => listed.extend(some),
+                // It left meanwhile.
                 Ok(Err(_)) => {}
-                Err(_) => {
-                    let sentence = "a shard did not answer in time";
-                    return refuse(StatusCode::SERVICE_UNAVAILABLE, Code::Internal, sentence);
-                }
-            }
+                Err(_) => return busy(),
+            },
+            // A shard that has left has no connections.
+            Err(NotSent::Left) => {}
+            Err(NotSent::Busy(_)) => return busy(),
         }
     }
     let snapshots = admin.status.snapshots();

@@ -32,15 +32,24 @@ impl Mailbox {
         Self { commands, waker }
     }
 
-    /// Puts a command in and wakes the shard. Returns whether the shard will see it: not if it has
-    /// left, or if too many commands wait already.
-    pub fn send(&self, command: Command) -> bool {
+    /// Puts a command in and wakes the shard.
+    pub fn send(&self, command: Command) -> Result<(), NotSent> {
         match self.commands.try_send(command) {
             Ok(()) => {
                 self.waker.wake();
-                true
+                Ok(())
             }
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
+            Err(TrySendError::Full(command)) => Err(NotSent::Busy(command)),
+            Err(TrySendError::Disconnected(_)) => Err(NotSent::Left),
         }
     }
+}
+
+/// Why a command did not reach its shard.
+#[derive(Debug)]
+pub(crate) enum NotSent {
+    /// Too many commands wait already; here it is back.
+    Busy(Command),
+    /// The shard has left.
+    Left,
 }

@@ -12,6 +12,6 @@ mod snapshot;
 
 pub use snapshot::ShardSnapshot;
 
-pub(crate) use mailbox::{Command, Mailbox};
+pub(crate) use mailbox::{Command, Mailbox, NotSent};
 pub(crate) use run::{Listening, ShardError, ShardPlan, run};
 pub(crate) use snapshot::Published;

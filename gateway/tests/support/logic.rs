@@ -64,6 +64,8 @@ pub struct FakeLogic {
     pub heard: Heard,
     /// While true, frames are taken but not answered.
     pub mute: Arc<AtomicBool>,
+    /// While true, credit is kept back.
+    pub starve: Arc<AtomicBool>,
     /// While true, not even heartbeats are sent.
     pub hang: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
@@ -84,11 +86,13 @@ impl FakeLogic {
         let heard = Heard::default();
         let mute = Arc::new(AtomicBool::new(false));
         let hang = Arc::new(AtomicBool::new(false));
+        let starve = Arc::new(AtomicBool::new(false));
         let (stop, mut stopped) = watch::channel(false);
         let service = Service {
             heard: heard.clone(),
             mute: mute.clone(),
             hang: hang.clone(),
+            starve: starve.clone(),
             lease_ms,
             stop: stop.subscribe(),
         };
@@ -110,7 +114,7 @@ impl FakeLogic {
             });
             // Dropping the runtime cuts every connection, as a kill would.
         });
-        Self { address, heard, mute, hang, stop, thread: Some(thread) }
+        Self { address, heard, mute, hang, starve, stop, thread: Some(thread) }
     }
 
     pub fn uri(&self) -> String {
@@ -141,6 +145,7 @@ struct Service {
     heard: Heard,
     mute: Arc<AtomicBool>,
     hang: Arc<AtomicBool>,
+    starve: Arc<AtomicBool>,
     lease_ms: u32,
     stop: watch::Receiver<bool>,
 }
@@ -158,8 +163,10 @@ impl link_service_server::LinkService for Service {
             heard: self.heard.clone(),
             mute: self.mute.clone(),
             hang: self.hang.clone(),
+            starve: self.starve.clone(),
             lease_ms: self.lease_ms,
             sequence: 1,
+            owed: Credit::default(),
         };
         tokio::spawn(talk.run(request.into_inner(), out, self.stop.clone()));
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
@@ -170,8 +177,11 @@ struct Talk {
     heard: Heard,
     mute: Arc<AtomicBool>,
     hang: Arc<AtomicBool>,
+    starve: Arc<AtomicBool>,
     lease_ms: u32,
     sequence: u64,
+    /// Credit not given back yet.
+    owed: Credit,
 }
 
 impl Talk {
@@ -188,7 +198,7 @@ impl Talk {
                 request = requests.next() => request,
                 _ = beats.tick() => {
                     if !self.hang.load(Ordering::Relaxed) {
-                        let heartbeat = self.batch(Vec::new(), Credit::default());
+                        let heartbeat = self.batch(Vec::new());
                         if out.send(Ok(heartbeat)).await.is_err() {
                             return;
                         }
@@ -198,31 +208,34 @@ impl Talk {
                 _ = stop.changed() => return,
             };
             let Some(Ok(batch)) = request else { return };
-            let mut credit = Credit::default();
             let mut answers = Vec::new();
             for event in batch.events {
                 let Some(kind) = event.kind else { continue };
                 self.heard.0.lock().expect("lock").push(kind.clone());
-                answers.extend(self.answer(kind, &mut credit));
+                answers.extend(self.answer(kind));
             }
-            if self.hang.load(Ordering::Relaxed) || (answers.is_empty() && credit.frames == 0) {
+            if self.hang.load(Ordering::Relaxed) || (answers.is_empty() && self.owed.frames == 0) {
                 continue;
             }
-            let response = self.batch(answers, credit);
+            let response = self.batch(answers);
             if out.send(Ok(response)).await.is_err() {
                 return;
             }
         }
     }
 
-    fn batch(&mut self, kinds: Vec<logic_event::Kind>, credit: Credit) -> ConnectResponse {
+    fn batch(&mut self, kinds: Vec<logic_event::Kind>) -> ConnectResponse {
+        let credit = match self.starve.load(Ordering::Relaxed) {
+            true => Credit::default(),
+            false => std::mem::take(&mut self.owed),
+        };
         let sequence = self.sequence;
         self.sequence += kinds.len() as u64;
         let events = kinds.into_iter().map(|kind| LogicEvent { kind: Some(kind) }).collect();
         ConnectResponse { sequence, credit: Some(credit), events }
     }
 
-    fn answer(&self, kind: gateway_event::Kind, credit: &mut Credit) -> Option<logic_event::Kind> {
+    fn answer(&mut self, kind: gateway_event::Kind) -> Option<logic_event::Kind> {
         use gateway_event::Kind;
         match kind {
             Kind::Hello(_) => Some(logic_event::Kind::HelloReply(HelloReply {
@@ -248,8 +261,8 @@ impl Talk {
                 ..Default::default()
             })),
             Kind::Frame(frame) => {
-                credit.frames += 1;
-                credit.bytes += frame.body.len() as u64;
+                self.owed.frames += 1;
+                self.owed.bytes += frame.body.len() as u64;
                 if self.mute.load(Ordering::Relaxed) {
                     return None;
                 }
