@@ -1,3 +1,27 @@
-//! The reference instant-messaging logic.
+//! The reference instant-messaging logic: what stands behind the gateways.
+//!
+//! - [`chat`]: the domain; what the commands mean. It uses the SDK and knows only traits
+//! - [`storage`]: the trait `Store`, and the embedded store
+//! - [`registry`]: the trait `Registry` (who is online where), and one in memory
+//! - [`bus`]: the trait `Bus` (topics for business services), and one in memory
+//! - [`login`]: whose token it is, and how many sessions a user may have
+//! - [`api`]: what business services may ask; [`http`] and [`grpc`] are its doors
+//! - [`config`]: the TOML file
+//! - [`Logic`]: all of it, put together as one process
+//!
+//! The arrows run downward: `chat` knows no implementation, and nothing below knows `chat`.
 
+mod admin;
+pub mod api;
+pub mod bus;
+pub mod chat;
+pub mod config;
+pub mod grpc;
+pub mod http;
+pub mod login;
+mod process;
+pub mod registry;
 pub mod storage;
+
+pub use config::{Config, DEFAULT_TOML};
+pub use process::{Addresses, Logic, ShutdownError, StartError};

@@ -1,0 +1,227 @@
+//! What business services ask, through the same chain as clients: HTTP and gRPC are only doors.
+
+use std::time::Instant;
+
+use async_trait::async_trait;
+use millrace_logic_sdk::Refused;
+use millrace_protocol::{
+    Code,
+    api::{
+        AddMembersRequest, AddMembersResponse, CreateGroupRequest, CreateGroupResponse,
+        GetGroupRequest, GetGroupResponse, GetPresenceRequest, GetPresenceResponse,
+        KickUserRequest, KickUserResponse, PresenceSession, RemoveGroupRequest,
+        RemoveGroupResponse, RemoveMembersRequest, RemoveMembersResponse, SendMessageRequest,
+        SendMessageResponse,
+    },
+    chat::SendMessage,
+};
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::{
+    Chat,
+    processor::{Job, Origin},
+    receiver::{append, unix_ms},
+};
+use crate::{
+    api::Api,
+    registry::SessionRecord,
+    storage::{Outcome, StoreError, Write, limits::USER_ID_BYTES_MAX},
+};
+
+impl Chat {
+    /// Sends a write through the chain and waits until it is durable.
+    async fn change(&self, write: Write) -> Result<Outcome, Refused> {
+        let gone = || self.with_delay(Code::LogicUnavailable);
+        let writes = self.writes().ok_or_else(gone)?;
+        let (caller, outcome) = oneshot::channel();
+        let job = Job { write, origin: Origin::Api(caller), received_at: Instant::now() };
+        writes.send(job).await.map_err(|_| gone())?;
+        drop(writes);
+        // No answer means that the chain broke down under the write: whether it was stored is
+        // unknown, and a retry is harmless for messages.
+        match outcome.await.map_err(|_| self.with_delay(Code::Internal))? {
+            Ok(Outcome::Refused { code, reason }) => Err(self.refused(code, reason)),
+            Ok(outcome) => Ok(outcome),
+            Err(error) => Err(self.with_delay(error.code())),
+        }
+    }
+
+    fn refused(&self, code: Code, reason: impl Into<String>) -> Refused {
+        self.core.count_refusal(code);
+        Refused::new(code, reason)
+    }
+
+    fn with_delay(&self, code: Code) -> Refused {
+        self.refused(code, code.sentence()).retry_after(self.core.retry_after_ms_of(code))
+    }
+
+    /// A store's failure to read, as a caller sees it.
+    fn unread(&self, error: &StoreError) -> Refused {
+        tracing::error!(%error, "a read failed");
+        self.with_delay(error.code())
+    }
+
+    /// The store answered with the outcome of another write, which is our own mistake.
+    fn mismatched(&self, outcome: &Outcome) -> Refused {
+        tracing::error!(?outcome, "the store's outcome does not fit the write");
+        self.with_delay(Code::Internal)
+    }
+
+    async fn sessions(&self, user_id: &str) -> Result<Vec<SessionRecord>, Refused> {
+        if !(1..=USER_ID_BYTES_MAX).contains(&user_id.len()) {
+            let reason = "A user_id of 1 to 128 bytes is needed.";
+            return Err(self.refused(Code::BadRequest, reason));
+        }
+        match self.core.registry.sessions_of(&[user_id]).await {
+            Ok(mut sessions) => Ok(sessions.pop().unwrap_or_default()),
+            Err(error) => {
+                tracing::error!(%error, "the registry was not read");
+                Err(self.with_delay(Code::LogicUnavailable))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Api for Chat {
+    async fn create_group(
+        &self,
+        request: CreateGroupRequest,
+    ) -> Result<CreateGroupResponse, Refused> {
+        let group_id = match request.group_id {
+            chosen if !chosen.is_empty() => chosen,
+            _ => Uuid::now_v7().simple().to_string(),
+        };
+        let write = Write::CreateGroup {
+            group_id,
+            name: request.name,
+            avatar: request.avatar,
+            members: request.members,
+            members_max: request.members_max,
+            created_at_ms: unix_ms(),
+        };
+        match self.change(write).await? {
+            Outcome::GroupCreated { group_id, conversation_id, .. } => {
+                Ok(CreateGroupResponse { group_id, conversation_id })
+            }
+            other => Err(self.mismatched(&other)),
+        }
+    }
+
+    async fn get_group(&self, request: GetGroupRequest) -> Result<GetGroupResponse, Refused> {
+        match self.core.store.group(&request.group_id).await {
+            Ok(Some(group)) => Ok(GetGroupResponse {
+                group_id: group.group_id,
+                conversation_id: group.conversation_id,
+                name: group.name,
+                avatar: group.avatar,
+                members: group.members,
+                members_max: group.members_max,
+                created_at_ms: group.created_at_ms,
+            }),
+            Ok(None) => Err(self.refused(Code::NotFound, "There is no such group.")),
+            Err(error) => Err(self.unread(&error)),
+        }
+    }
+
+    async fn remove_group(
+        &self,
+        request: RemoveGroupRequest,
+    ) -> Result<RemoveGroupResponse, Refused> {
+        match self.change(Write::RemoveGroup { group_id: request.group_id }).await? {
+            Outcome::GroupRemoved { .. } => Ok(RemoveGroupResponse::default()),
+            other => Err(self.mismatched(&other)),
+        }
+    }
+
+    async fn add_members(&self, request: AddMembersRequest) -> Result<AddMembersResponse, Refused> {
+        let AddMembersRequest { group_id, user_ids } = request;
+        match self.change(Write::AddMembers { group_id, user_ids }).await? {
+            Outcome::MembersAdded { added, .. } => {
+                Ok(AddMembersResponse { added, ..AddMembersResponse::default() })
+            }
+            other => Err(self.mismatched(&other)),
+        }
+    }
+
+    async fn remove_members(
+        &self,
+        request: RemoveMembersRequest,
+    ) -> Result<RemoveMembersResponse, Refused> {
+        let RemoveMembersRequest { group_id, user_ids } = request;
+        match self.change(Write::RemoveMembers { group_id, user_ids }).await? {
+            Outcome::MembersRemoved { removed, .. } => {
+                Ok(RemoveMembersResponse { removed, ..RemoveMembersResponse::default() })
+            }
+            other => Err(self.mismatched(&other)),
+        }
+    }
+
+    async fn send_message(
+        &self,
+        request: SendMessageRequest,
+    ) -> Result<SendMessageResponse, Refused> {
+        if !(1..=USER_ID_BYTES_MAX).contains(&request.sender_id.len()) {
+            let reason = "A sender_id of 1 to 128 bytes is needed.";
+            return Err(self.refused(Code::BadRequest, reason));
+        }
+        let message = SendMessage {
+            client_message_id: request.client_message_id,
+            user_id: request.user_id,
+            group_id: request.group_id,
+            r#type: request.r#type,
+            body: request.body,
+            attachment: request.attachment,
+            does_not_count: request.does_not_count,
+        };
+        let write = append(request.sender_id, message)
+            .map_err(|reason| self.refused(Code::BadRequest, reason))?;
+        match self.change(write).await? {
+            Outcome::Appended { message, duplicate, .. } => Ok(SendMessageResponse {
+                code: Code::Ok.number(),
+                reason: String::new(),
+                message_id: message.message_id,
+                conversation_id: message.conversation_id,
+                sequence: message.sequence,
+                sent_at_ms: message.sent_at_ms,
+                duplicate,
+            }),
+            other => Err(self.mismatched(&other)),
+        }
+    }
+
+    async fn kick_user(&self, request: KickUserRequest) -> Result<KickUserResponse, Refused> {
+        let sessions = self.sessions(&request.user_id).await?;
+        let reason = match &*request.reason {
+            "" => Code::Kicked.sentence(),
+            reason => reason,
+        };
+        for session in &sessions {
+            self.core.metrics.kicked.inc();
+            self.core.gateways.close(session.address, Code::Kicked, reason);
+        }
+        Ok(KickUserResponse { sessions: sessions.len() as u32, ..KickUserResponse::default() })
+    }
+
+    async fn get_presence(
+        &self,
+        request: GetPresenceRequest,
+    ) -> Result<GetPresenceResponse, Refused> {
+        let sessions = self.sessions(&request.user_id).await?;
+        let shown = |record: SessionRecord| PresenceSession {
+            gateway_id: record.gateway_id.to_string(),
+            session_id: record.address.session_id,
+            device_id: record.device_id,
+            platform: record.platform,
+            logged_in_at_ms: record.logged_in_at_ms,
+        };
+        Ok(GetPresenceResponse {
+            online: !sessions.is_empty(),
+            sessions: sessions.into_iter().map(shown).collect(),
+        })
+    }
+    fn not_ready(&self) -> Option<String> {
+        self.core.is_stopping().then(|| "draining".to_owned())
+    }
+}

@@ -1,0 +1,155 @@
+//! What the chat domain counts, as Prometheus sees it.
+//!
+//! Counters and histograms live here; gauges of queues and tables are read when somebody scrapes.
+//! No label holds a user, a connection or an address.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry as MetricsRegistry,
+};
+
+/// Bucket edges of every duration of Millrace, in seconds.
+const SECONDS: [f64; 13] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct CodeLabel {
+    pub code: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct QueueLabel {
+    pub queue: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct TransportLabel {
+    pub transport: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct BuildLabels {
+    version: &'static str,
+}
+
+/// Everything counted. Cheap to update from any thread.
+pub struct Metrics {
+    registry: MetricsRegistry,
+    pub(crate) frames_received: Counter,
+    pub(crate) refused: Family<CodeLabel, Counter>,
+    pub(crate) logins: Family<CodeLabel, Counter>,
+    pub(crate) messages_stored: Counter,
+    pub(crate) message_duplicates: Counter,
+    pub(crate) deliveries: Counter,
+    pub(crate) receipts: Counter,
+    pub(crate) commits: Counter,
+    pub(crate) commits_failed: Counter,
+    pub(crate) commit_seconds: Histogram,
+    pub(crate) commit_writes: Histogram,
+    pub(crate) send_seconds: Histogram,
+    pub(crate) catch_ups: Counter,
+    pub(crate) catch_up_messages: Counter,
+    pub(crate) catch_ups_failed: Counter,
+    pub(crate) reports_published: Counter,
+    pub(crate) reports_dropped: Counter,
+    pub(crate) presence_failed: Counter,
+    pub(crate) kicked: Counter,
+    pub(crate) sessions: Family<TransportLabel, Gauge>,
+    pub(crate) users: Gauge,
+    pub(crate) queued: Family<QueueLabel, Gauge>,
+    pub(crate) queued_max: Family<QueueLabel, Gauge>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = MetricsRegistry::with_prefix("millrace");
+        let build = Family::<BuildLabels, Gauge>::default();
+        build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
+        registry.register("build_info", "The version that runs", build);
+        let seconds = || Histogram::new(SECONDS);
+        let metrics = Self {
+            registry: MetricsRegistry::default(),
+            frames_received: Counter::default(),
+            refused: Family::default(),
+            logins: Family::default(),
+            messages_stored: Counter::default(),
+            message_duplicates: Counter::default(),
+            deliveries: Counter::default(),
+            receipts: Counter::default(),
+            commits: Counter::default(),
+            commits_failed: Counter::default(),
+            commit_seconds: seconds(),
+            commit_writes: Histogram::new([1.0, 4.0, 16.0, 64.0, 256.0, 1_000.0]),
+            send_seconds: seconds(),
+            catch_ups: Counter::default(),
+            catch_up_messages: Counter::default(),
+            catch_ups_failed: Counter::default(),
+            reports_published: Counter::default(),
+            reports_dropped: Counter::default(),
+            presence_failed: Counter::default(),
+            kicked: Counter::default(),
+            sessions: Family::default(),
+            users: Gauge::default(),
+            queued: Family::default(),
+            queued_max: Family::default(),
+        };
+        metrics.register(registry)
+    }
+}
+
+impl Metrics {
+    fn register(mut self, mut registry: MetricsRegistry) -> Self {
+        let logic = registry.sub_registry_with_prefix("logic");
+        macro_rules! register {
+            ($($name:literal, $help:literal, $metric:ident;)+) => {
+                $(logic.register($name, $help, self.$metric.clone());)+
+            };
+        }
+        register! {
+            "frames_received", "Frames from clients", frames_received;
+            "refused", "Requests answered with an ERROR or a code other than 0", refused;
+            "logins", "Logins by outcome", logins;
+            "messages_stored", "Messages stored durably", messages_stored;
+            "message_duplicates",
+                "Messages that were stored before; clients retry when replies are slow",
+                message_duplicates;
+            "deliveries", "Messages pushed, counted per session", deliveries;
+            "receipts", "Receipts pushed, counted per session", receipts;
+            "commits", "Durable commits", commits;
+            "commits_failed",
+                "Commits that the store refused; look at its disk, nothing of them was acknowledged",
+                commits_failed;
+            "commit_duration_seconds", "How long the store took for one commit", commit_seconds;
+            "commit_writes", "Writes of one commit", commit_writes;
+            "send_duration_seconds",
+                "From taking a message off the link to handing out its reply and deliveries",
+                send_seconds;
+            "catch_ups", "Sessions whose undelivered messages were pushed", catch_ups;
+            "catch_up_messages", "Messages pushed by catch-ups", catch_up_messages;
+            "catch_ups_failed", "Sessions closed because their catch-up failed", catch_ups_failed;
+            "reports_published", "Reports put on the bus", reports_published;
+            "reports_dropped",
+                "Reports that the bus did not take; its subscribers are too slow, or gone",
+                reports_dropped;
+            "presence_failed", "Presence changes that the registry did not take", presence_failed;
+            "kicked", "Sessions ended by the device policy or an administrator", kicked;
+            "sessions", "Sessions of the connected gateways", sessions;
+            "users", "Users with a session", users;
+            "queued", "What waits in a queue", queued;
+            "queued_max", "How much a queue holds; full queues push back", queued_max;
+        }
+        self.registry = registry;
+        self
+    }
+
+    /// The exposition, in the OpenMetrics text format.
+    pub(crate) fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String fails only when a metric itself does, which ours do not.
+        if encode(&mut text, &self.registry).is_err() {
+            tracing::error!("the metrics could not be encoded");
+        }
+        text
+    }
+}

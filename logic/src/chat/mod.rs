@@ -1,0 +1,301 @@
+//! The chat domain: what the commands 0x0100 to 0x0FFF mean.
+//!
+//! [`Chat`] is a [`Backend`] and uses nothing of the gateway but the SDK; of the world below it
+//! knows the traits [`Store`], [`Registry`], [`Bus`] and [`TokenVerifier`], never an
+//! implementation.
+//!
+//! # The chain
+//! A message passes three stages with bounded queues between them:
+//!
+//! 1. `receiver`: decode, validate, rates of the user
+//! 2. `processor`: batches, one durable commit each; while one commits, the next gathers
+//! 3. `sync`: replies and deliveries, in commit order, from one task
+//!
+//! Beside it run `reads` (pulls and look-ups), `reports` (to the bus) and `catch_up` (what a
+//! session has missed). `online` is the table of connected sessions, and explains how nothing is
+//! pushed twice in a steady run and nothing is missed. `api` serves business services through the
+//! same chain.
+//!
+//! # Decisions
+//! - A message to oneself is allowed: a note in the chat of the user with itself.
+//! - The session that sent a message gets its reply and no `DELIVER`; the sender's other sessions
+//!   get a `DELIVER` like everybody.
+//! - Receipts go to the other members' devices and to the user's own other devices; in
+//!   conversations above `receipt_members_max` to the own devices only.
+//! - What a login pushes is bounded; everything else is found by `PULL_CONVERSATIONS` and
+//!   `PULL_MESSAGES`. Their replies are bounded in bytes, so `complete` may be false although
+//!   fewer than `limit` came.
+//! - A request with a `request_id` is always answered, those without a reply of their own by an
+//!   empty one.
+
+mod api;
+mod catch_up;
+mod metrics;
+mod online;
+mod presence;
+mod processor;
+mod rate;
+mod reads;
+mod receipts;
+mod receiver;
+mod reports;
+mod settings;
+mod sync;
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use millrace_logic_sdk::{Accepted, Backend, Gateways, Inbound, Login, Refused, Session};
+use millrace_protocol::Code;
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+
+use crate::{bus::Bus, login::TokenVerifier, registry::Registry, storage::Store};
+use metrics::{CodeLabel, QueueLabel, TransportLabel};
+use online::{Online, Rates};
+use processor::Job;
+use rate::Rate;
+use reports::Business;
+
+pub use metrics::Metrics;
+pub use settings::ChatSettings;
+
+/// What the chat domain stands on.
+pub struct Foundation {
+    /// Messages, conversations, groups.
+    pub store: Arc<dyn Store>,
+    /// Who is online where.
+    pub registry: Arc<dyn Registry>,
+    /// Topics of business services.
+    pub bus: Arc<dyn Bus>,
+    /// Whose token it is.
+    pub verifier: Arc<dyn TokenVerifier>,
+}
+
+/// See the module.
+pub struct Chat {
+    core: Arc<Core>,
+    /// Gone once the chain is being drained.
+    writes: Mutex<Option<mpsc::Sender<Job>>>,
+    reads: mpsc::Sender<Inbound>,
+    reports: mpsc::Sender<Business>,
+    chain: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What the stages share.
+pub(crate) struct Core {
+    pub settings: ChatSettings,
+    pub store: Arc<dyn Store>,
+    pub registry: Arc<dyn Registry>,
+    pub bus: Arc<dyn Bus>,
+    pub verifier: Arc<dyn TokenVerifier>,
+    pub gateways: Gateways,
+    pub online: Online,
+    pub metrics: Metrics,
+    pub lifecycle_waker: Notify,
+    pub stop: Stop,
+}
+
+/// Says once that the process is leaving.
+pub(crate) struct Stop {
+    said: AtomicBool,
+    watch: watch::Sender<bool>,
+}
+
+impl Stop {
+    fn new() -> Self {
+        Self { said: AtomicBool::new(false), watch: watch::Sender::new(false) }
+    }
+
+    fn say(&self) {
+        self.said.store(true, Ordering::Release);
+        self.watch.send_replace(true);
+    }
+
+    pub(crate) async fn cancelled(&self) {
+        let mut watch = self.watch.subscribe();
+        // The sender lives in this value, so it cannot be gone.
+        let _said = watch.wait_for(|said| *said).await;
+    }
+}
+
+impl Core {
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop.said.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn count_refusal(&self, code: Code) {
+        self.metrics.refused.get_or_create(&CodeLabel { code: code.label() }).inc();
+    }
+
+    /// Failures of ours come with the advice when to try again.
+    pub(crate) fn retry_after_ms_of(&self, code: Code) -> u32 {
+        let ours = matches!(code, Code::Internal | Code::OverCapacity | Code::LogicUnavailable);
+        if ours {
+            self.settings.retry_after.as_millis().min(u128::from(u32::MAX)) as u32
+        } else {
+            0
+        }
+    }
+
+    /// An ERROR frame.
+    pub(crate) fn refuse(&self, inbound: &Inbound, code: Code, reason: &str) {
+        self.count_refusal(code);
+        inbound.refuse(code, reason, self.retry_after_ms_of(code));
+    }
+}
+
+impl Chat {
+    /// Starts the chain. Must be called within a tokio runtime.
+    pub fn start(foundation: Foundation, settings: ChatSettings, gateways: Gateways) -> Arc<Self> {
+        let rates = Rates {
+            frames: Rate {
+                per_second_max: settings.frames_per_second_max,
+                burst_max: settings.frames_burst_max,
+            },
+            messages: Rate {
+                per_second_max: settings.messages_per_second_max,
+                burst_max: settings.messages_burst_max,
+            },
+        };
+        let (writes, jobs) = mpsc::channel(settings.writes_queued_max.max(1));
+        let (commits, committed) = mpsc::channel(settings.commits_queued_max.max(1));
+        let (reads, to_read) = mpsc::channel(settings.reads_queued_max.max(1));
+        let (reports, to_publish) = mpsc::channel(settings.reports_queued_max.max(1));
+        let core = Arc::new(Core {
+            online: Online::new(rates, settings.catch_up_held_max),
+            settings,
+            store: foundation.store,
+            registry: foundation.registry,
+            bus: foundation.bus,
+            verifier: foundation.verifier,
+            gateways,
+            metrics: Metrics::default(),
+            lifecycle_waker: Notify::new(),
+            stop: Stop::new(),
+        });
+        let chain = vec![
+            tokio::spawn(processor::run(core.clone(), jobs, commits)),
+            tokio::spawn(sync::run(core.clone(), committed)),
+        ];
+        tokio::spawn(reads::run(core.clone(), to_read));
+        tokio::spawn(reports::run(core.clone(), to_publish));
+        tokio::spawn(catch_up::run_lifecycle(core.clone()));
+        Arc::new(Self {
+            core,
+            writes: Mutex::new(Some(writes)),
+            reads,
+            reports,
+            chain: Mutex::new(chain),
+        })
+    }
+
+    /// Takes no new requests (they are answered `logic_unavailable`, for the client to try again),
+    /// and waits until everything taken is stored and its replies are handed to the link. True if
+    /// that was done in time.
+    pub async fn drain(&self, time: Duration) -> bool {
+        self.core.stop.say();
+        let chain = {
+            self.writes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+            std::mem::take(
+                &mut *self.chain.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
+            )
+        };
+        let done = timeout(time, async {
+            for stage in chain {
+                if let Err(error) = stage.await {
+                    tracing::error!(%error, "a stage of the chain had failed");
+                }
+            }
+        });
+        done.await.is_ok()
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.core.metrics
+    }
+
+    /// The metrics in the OpenMetrics text format, with gauges of this moment.
+    pub fn scrape(&self) -> String {
+        let metrics = &self.core.metrics;
+        let (tcp, websocket) = self.core.online.sessions_by_transport();
+        let sessions =
+            |transport| metrics.sessions.get_or_create(&TransportLabel { transport }).clone();
+        sessions("tcp").set(tcp as i64);
+        sessions("websocket").set(websocket as i64);
+        metrics.users.set(self.core.online.users() as i64);
+        let gauge = |queue, queued: usize, max: usize| {
+            metrics.queued.get_or_create(&QueueLabel { queue }).set(queued as i64);
+            if max > 0 {
+                metrics.queued_max.get_or_create(&QueueLabel { queue }).set(max as i64);
+            }
+        };
+        let depth = |free: usize, max: usize| max.saturating_sub(free);
+        if let Some(writes) = self.writes() {
+            let max = writes.max_capacity();
+            gauge("writes", depth(writes.capacity(), max), max);
+        }
+        let max = self.reads.max_capacity();
+        gauge("reads", depth(self.reads.capacity(), max), max);
+        let max = self.reports.max_capacity();
+        gauge("reports", depth(self.reports.capacity(), max), max);
+        gauge("lifecycle", self.core.online.lifecycle_queued(), 0);
+        metrics.encode()
+    }
+
+    pub(crate) fn writes(&self) -> Option<mpsc::Sender<Job>> {
+        self.writes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+}
+
+impl Backend for Chat {
+    async fn login(&self, login: Login) -> Result<Accepted, Refused> {
+        let decided = presence::login(&self.core, login).await;
+        let code = decided.as_ref().map_or_else(|refused| refused.code, |_| Code::Ok);
+        self.core.metrics.logins.get_or_create(&CodeLabel { code: code.label() }).inc();
+        decided
+    }
+
+    fn session_started(&self, session: Arc<Session>) {
+        self.core.online.start(session, false);
+        self.core.lifecycle_waker.notify_one();
+    }
+
+    async fn refresh(&self, session: Arc<Session>, token: String) -> Result<i64, Refused> {
+        presence::refresh(&self.core, &session, &token).await
+    }
+
+    async fn frames(&self, frames: Vec<Inbound>) {
+        self.receive(frames).await;
+    }
+
+    fn session_ended(&self, session: Arc<Session>, _code: Code) {
+        self.core.online.end(session);
+        self.core.lifecycle_waker.notify_one();
+    }
+
+    fn sessions_returning(&self, kept: &[Arc<Session>]) {
+        for session in kept {
+            self.core.online.begin_catch_up(session);
+        }
+    }
+
+    fn sessions_replayed(&self, started: Vec<Arc<Session>>, kept: Vec<Arc<Session>>) {
+        for session in started {
+            self.core.online.start(session, true);
+        }
+        for session in kept {
+            self.core.online.keep(session);
+        }
+        self.core.lifecycle_waker.notify_one();
+    }
+}

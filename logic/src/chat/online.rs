@@ -1,0 +1,373 @@
+//! Who is connected to this logic process, and how far each session is in being caught up.
+//!
+//! A table in memory: users, their sessions, their rates, and the queue of sessions that
+//! the lifecycle task has yet to deal with. It sends nothing and waits for nothing; its lock is
+//! held for moments. Its size follows the sessions of the connected gateways, which their
+//! `connections_max` bounds; the queue holds at most a few entries a session.
+//!
+//! # How nothing is pushed twice and nothing is missed
+//! A session starts *catching up*: what is committed from then on is held back for it
+//! ([`Online::targets`] puts it aside), while its undelivered messages are read from the store
+//! (everything up to the version of that moment) and pushed. [`Online::finish_catch_up`] then
+//! hands out what was held, without what was pushed already, and the session is *live*. A commit
+//! that was durable before the read, but whose deliveries were not yet sent, is recognised by the
+//! highest sequence pushed in its conversation.
+
+use std::{
+    collections::{HashMap, VecDeque, hash_map},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Instant,
+};
+
+use millrace_logic_sdk::{Session, SessionAddress};
+use millrace_protocol::{
+    chat::Message,
+    link::{Encoding, Transport},
+};
+
+use super::rate::{Bucket, Rate};
+
+/// A session to push to, and in which form.
+pub(crate) type Receiver = (SessionAddress, Encoding);
+
+/// What the lifecycle task has to do, in order.
+pub(crate) enum Lifecycle {
+    /// A session that logged in: presence, device policy, catch-up.
+    Started(Arc<Session>),
+    /// A session that logged in when another life of logic served it: the same.
+    Replayed(Arc<Session>),
+    /// A session whose link was down for a while: catch-up.
+    Kept(Arc<Session>),
+    /// A session that is gone.
+    Ended(Arc<Session>),
+}
+
+/// The rates of [`Online::admit`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rates {
+    pub frames: Rate,
+    pub messages: Rate,
+}
+
+/// See the module.
+pub(crate) struct Online {
+    rates: Rates,
+    held_max: usize,
+    started_at: Instant,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    users: HashMap<Arc<str>, User>,
+    sessions: usize,
+    lifecycle: VecDeque<Lifecycle>,
+    /// Deliveries of every commit up to this version were handed out.
+    delivered_version: u64,
+    /// Catch-ups begun so far; numbers them, so that a late result is never taken for a newer one.
+    rounds: u64,
+}
+
+struct User {
+    sessions: Vec<Entry>,
+    frames: Bucket,
+    messages: Bucket,
+}
+
+struct Entry {
+    session: Arc<Session>,
+    delivery: Delivery,
+}
+
+enum Delivery {
+    CatchingUp {
+        /// Which catch-up; a result of an earlier one is void.
+        round: u64,
+        held: Vec<Message>,
+        overflowed: bool,
+    },
+    /// Everything new goes out. `pushed` is kept only while deliveries of commits that the
+    /// catch-up has read may still come.
+    Live { pushed: Option<Box<Pushed>> },
+}
+
+/// What a catch-up has pushed.
+#[derive(Debug, Default)]
+pub(crate) struct Pushed {
+    /// The catch-up read the store up to this version.
+    pub as_of: u64,
+    /// The highest sequence pushed of each conversation.
+    pub highest: HashMap<String, u64>,
+}
+
+impl Pushed {
+    pub(crate) fn covers(&self, message: &Message) -> bool {
+        self.highest.get(&message.conversation_id).is_some_and(|h| message.sequence <= *h)
+    }
+}
+
+/// What became of [`Online::finish_catch_up`].
+#[derive(Debug, PartialEq)]
+pub(crate) enum Finished {
+    /// The session is live.
+    Live,
+    /// The held messages outgrew their bound: read the store again.
+    Again,
+    /// The session ended, or another catch-up of it has begun.
+    Void,
+}
+
+impl Online {
+    pub(crate) fn new(rates: Rates, held_max: usize) -> Self {
+        Self { rates, held_max, started_at: Instant::now(), table: Mutex::default() }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // A panic under the lock is our own bug; the table is still the best that there is.
+        self.table.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started_at.elapsed().as_millis() as u64
+    }
+
+    /// Users in the table.
+    pub(crate) fn users(&self) -> usize {
+        self.table().users.len()
+    }
+
+    /// A session that logged in, or was listed to this process for the first time.
+    pub(crate) fn start(&self, session: Arc<Session>, replayed: bool) {
+        let now_ms = self.now_ms();
+        let mut table = self.table();
+        let table = &mut *table;
+        let user = match table.users.entry(session.user_id.clone()) {
+            hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            hash_map::Entry::Vacant(entry) => entry.insert(User {
+                sessions: Vec::with_capacity(1),
+                frames: Bucket::full(self.rates.frames, now_ms),
+                messages: Bucket::full(self.rates.messages, now_ms),
+            }),
+        };
+        if user.sessions.iter().any(|e| e.session.address == session.address) {
+            return;
+        }
+        user.sessions.push(Entry {
+            session: session.clone(),
+            delivery: Delivery::CatchingUp { round: 0, held: Vec::new(), overflowed: false },
+        });
+        table.sessions += 1;
+        table.lifecycle.push_back(match replayed {
+            false => Lifecycle::Started(session),
+            true => Lifecycle::Replayed(session),
+        });
+    }
+
+    /// The link of a session was down: what was sent meanwhile is lost, so it catches up again.
+    pub(crate) fn keep(&self, session: Arc<Session>) {
+        let mut table = self.table();
+        if table.begin_catch_up(&session).is_some() {
+            table.lifecycle.push_back(Lifecycle::Kept(session));
+        }
+    }
+
+    /// A session is gone.
+    pub(crate) fn end(&self, session: Arc<Session>) {
+        let mut table = self.table();
+        let table = &mut *table;
+        let hash_map::Entry::Occupied(mut user) = table.users.entry(session.user_id.clone()) else {
+            return;
+        };
+        let sessions = &mut user.get_mut().sessions;
+        let Some(index) = sessions.iter().position(|e| e.session.address == session.address) else {
+            return;
+        };
+        sessions.swap_remove(index);
+        if sessions.is_empty() {
+            user.remove();
+        }
+        table.sessions -= 1;
+        table.lifecycle.push_back(Lifecycle::Ended(session));
+    }
+
+    /// The next thing for the lifecycle task.
+    pub(crate) fn next_lifecycle(&self) -> Option<Lifecycle> {
+        self.table().lifecycle.pop_front()
+    }
+
+    /// How much waits for the lifecycle task.
+    pub(crate) fn lifecycle_queued(&self) -> usize {
+        self.table().lifecycle.len()
+    }
+
+    /// Takes the frames of one batch off their users' rates: `message` says whether a frame is a
+    /// message. Err holds how long to wait, in milliseconds.
+    pub(crate) fn admit<'a>(
+        &self,
+        frames: impl Iterator<Item = (&'a str, bool)>,
+        verdicts: &mut Vec<Result<(), u32>>,
+    ) {
+        let now_ms = self.now_ms();
+        let mut table = self.table();
+        for (user_id, message) in frames {
+            // A frame of a session that has just ended is taken on; its reply goes nowhere.
+            let verdict = table.users.get_mut(user_id).map_or(Ok(()), |user| {
+                user.frames.take(self.rates.frames, now_ms)?;
+                if message { user.messages.take(self.rates.messages, now_ms) } else { Ok(()) }
+            });
+            verdicts.push(verdict.map_err(|wait| wait.as_millis().min(60_000) as u32));
+        }
+    }
+
+    /// Starts handing out the deliveries of a commit.
+    pub(crate) fn deliveries(&self) -> Deliveries<'_> {
+        Deliveries { held_max: self.held_max, table: self.table() }
+    }
+
+    /// Begins a catch-up, or begins it anew: from now on messages are held back. `None` when the
+    /// session is gone.
+    pub(crate) fn begin_catch_up(&self, session: &Session) -> Option<u64> {
+        self.table().begin_catch_up(session)
+    }
+
+    /// Whether this round of a catch-up is still wanted.
+    pub(crate) fn is_catching_up(&self, session: &Session, wanted: u64) -> bool {
+        let mut table = self.table();
+        table.entry(&session.user_id, session.address).is_some_and(
+            |e| matches!(e.delivery, Delivery::CatchingUp { round, .. } if round == wanted),
+        )
+    }
+
+    /// Ends a catch-up: `send` gets the messages that were held back, without those pushed, and
+    /// runs under the lock, so that nothing overtakes them.
+    pub(crate) fn finish_catch_up(
+        &self,
+        session: &Session,
+        finished_round: u64,
+        pushed: Pushed,
+        send: impl FnOnce(Vec<Message>),
+    ) -> Finished {
+        let mut table = self.table();
+        let delivered_version = table.delivered_version;
+        let Some(entry) = table.entry(&session.user_id, session.address) else {
+            return Finished::Void;
+        };
+        let Delivery::CatchingUp { round, held, overflowed } = &mut entry.delivery else {
+            return Finished::Void;
+        };
+        if *round != finished_round {
+            return Finished::Void;
+        }
+        if *overflowed {
+            return Finished::Again;
+        }
+        let mut held = std::mem::take(held);
+        held.retain(|message| !pushed.covers(message));
+        if !held.is_empty() {
+            send(held);
+        }
+        let more_may_come = pushed.as_of > delivered_version && !pushed.highest.is_empty();
+        entry.delivery = Delivery::Live { pushed: more_may_come.then(|| Box::new(pushed)) };
+        Finished::Live
+    }
+
+    /// Sessions by transport, for the metrics.
+    pub(crate) fn sessions_by_transport(&self) -> (usize, usize) {
+        let table = self.table();
+        let websocket = table
+            .users
+            .values()
+            .flat_map(|u| &u.sessions)
+            .filter(|e| e.session.transport == Transport::Websocket)
+            .count();
+        (table.sessions - websocket, websocket)
+    }
+}
+
+/// The table, locked while the deliveries of one commit are handed out.
+pub(crate) struct Deliveries<'a> {
+    held_max: usize,
+    table: MutexGuard<'a, Table>,
+}
+
+impl Deliveries<'_> {
+    /// Appends the live sessions of these users that get this message to `receivers`. Those that
+    /// are catching up have it put aside; `except` has it already.
+    pub(crate) fn targets(
+        &mut self,
+        message: &Message,
+        version: u64,
+        users: &[Arc<str>],
+        except: Option<SessionAddress>,
+        receivers: &mut Vec<Receiver>,
+    ) {
+        for user_id in users {
+            let Some(user) = self.table.users.get_mut(user_id) else { continue };
+            for entry in &mut user.sessions {
+                if Some(entry.session.address) == except {
+                    continue;
+                }
+                match &mut entry.delivery {
+                    Delivery::CatchingUp { held, overflowed, .. } => {
+                        if held.len() < self.held_max {
+                            held.push(message.clone());
+                        } else if !*overflowed {
+                            *overflowed = true;
+                            held.clear();
+                        }
+                    }
+                    Delivery::Live { pushed } => {
+                        if let Some(earlier) = pushed {
+                            if version <= earlier.as_of {
+                                if earlier.covers(message) {
+                                    continue;
+                                }
+                            } else {
+                                *pushed = None;
+                            }
+                        }
+                        receivers.push((entry.session.address, entry.session.encoding));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Appends every session of these users to `receivers`, caught up or not, for what is not
+    /// stored.
+    pub(crate) fn everybody(
+        &self,
+        users: impl IntoIterator<Item = impl AsRef<str>>,
+        except: Option<SessionAddress>,
+        receivers: &mut Vec<Receiver>,
+    ) {
+        for user_id in users {
+            let Some(user) = self.table.users.get(user_id.as_ref()) else { continue };
+            receivers.extend(
+                user.sessions
+                    .iter()
+                    .filter(|e| Some(e.session.address) != except)
+                    .map(|e| (e.session.address, e.session.encoding)),
+            );
+        }
+    }
+
+    /// Every delivery up to this version was handed out.
+    pub(crate) fn done(mut self, version: u64) {
+        self.table.delivered_version = self.table.delivered_version.max(version);
+    }
+}
+
+impl Table {
+    fn entry(&mut self, user_id: &str, address: SessionAddress) -> Option<&mut Entry> {
+        self.users.get_mut(user_id)?.sessions.iter_mut().find(|e| e.session.address == address)
+    }
+
+    fn begin_catch_up(&mut self, session: &Session) -> Option<u64> {
+        let next = self.rounds + 1;
+        let entry = self.entry(&session.user_id, session.address)?;
+        entry.delivery = Delivery::CatchingUp { round: next, held: Vec::new(), overflowed: false };
+        self.rounds = next;
+        Some(next)
+    }
+}

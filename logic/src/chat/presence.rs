@@ -1,0 +1,127 @@
+//! Logins, the multi-device policy, and what the registry is told of a session.
+//!
+//! The registry may be away; it is told a few times, then the failure is counted and the session
+//! lives on, because presence is a view and not the truth: gateways list their sessions again.
+
+use std::{sync::Arc, time::Duration};
+
+use millrace_logic_sdk::{Accepted, Login, Refused, Session};
+use millrace_protocol::Code;
+use tokio::time::sleep;
+
+use super::{Core, receiver::unix_ms};
+use crate::{
+    login::{WhenFull, authenticate},
+    registry::{RegistryError, SessionRecord},
+};
+
+/// Attempts to tell the registry one thing.
+const ATTEMPTS_MAX: u32 = 3;
+
+/// How long between them.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Decides about a login. Sessions that must make room go when the new one has started, so that a
+/// login that fails elsewhere costs nobody theirs.
+pub(crate) async fn login(core: &Core, login: Login) -> Result<Accepted, Refused> {
+    if core.is_stopping() {
+        return Err(unavailable(core));
+    }
+    let verified = authenticate(&*core.verifier, &login.user_id, &login.token)
+        .await
+        .map_err(|error| with_delay(core, error.into()))?;
+    if core.settings.sessions.when_full == WhenFull::Refuse {
+        let new = SessionRecord {
+            user_id: verified.user_id.as_str().into(),
+            address: login.address,
+            gateway_id: "".into(),
+            device_id: login.device_id,
+            platform: login.platform,
+            logged_in_at_ms: unix_ms(),
+        };
+        let existing = core
+            .registry
+            .sessions_of(&[&verified.user_id])
+            .await
+            .map_err(|_| unavailable(core))?
+            .pop()
+            .unwrap_or_default();
+        core.settings.sessions.decide(&existing, &new)?;
+    }
+    Ok(Accepted {
+        user_id: verified.user_id,
+        expires_at_ms: verified.expires_at_ms,
+        ..Accepted::default()
+    })
+}
+
+/// Decides about a newer token of a live session.
+pub(crate) async fn refresh(core: &Core, session: &Session, token: &str) -> Result<i64, Refused> {
+    let verified = authenticate(&*core.verifier, &session.user_id, token)
+        .await
+        .map_err(|error| with_delay(core, error.into()))?;
+    Ok(verified.expires_at_ms)
+}
+
+/// A session has started: it is online, and others may have to go.
+pub(crate) async fn started(core: &Core, session: &Arc<Session>, replayed: bool) {
+    let new = SessionRecord::from(&**session);
+    let online = told(core, || core.registry.online(new.clone())).await;
+    let Some(mut others) = online else { return };
+    // Who logs in is the newest by definition, whatever the clocks of two gateways say. Sessions
+    // that are listed after a restart come in any order, so there the login times decide.
+    let mut newest = new.clone();
+    if replayed {
+        let age = |record: &SessionRecord| (record.logged_in_at_ms, record.address);
+        others.push(new.clone());
+        if let Some(found) = others.iter().max_by_key(|record| age(record)) {
+            newest = found.clone();
+        }
+    }
+    match core.settings.sessions.decide(&others, &newest) {
+        Ok(kicks) => {
+            for kick in kicks {
+                core.metrics.kicked.inc();
+                core.gateways.close(kick.address, Code::Kicked, kick.reason);
+            }
+        }
+        // Two logins at once passed the bound together.
+        Err(refused) => core.gateways.close(session.address, refused.code, &refused.reason),
+    }
+}
+
+/// A session is over.
+pub(crate) async fn ended(core: &Core, session: &Arc<Session>) {
+    let record = SessionRecord::from(&**session);
+    told(core, || core.registry.offline(&record)).await;
+}
+
+/// Tells the registry something, again if it is away for a moment.
+async fn told<T, F>(core: &Core, tell: impl Fn() -> F) -> Option<T>
+where
+    F: Future<Output = Result<T, RegistryError>>,
+{
+    for attempt in 1..=ATTEMPTS_MAX {
+        match tell().await {
+            Ok(done) => return Some(done),
+            Err(RegistryError::Unavailable(_)) if attempt < ATTEMPTS_MAX => {
+                sleep(ATTEMPT_PAUSE).await;
+            }
+            Err(error) => {
+                core.metrics.presence_failed.inc();
+                tracing::error!(%error, "the registry was not told of a session");
+                return None;
+            }
+        }
+    }
+    None
+}
+
+fn unavailable(core: &Core) -> Refused {
+    with_delay(core, Refused::from(Code::LogicUnavailable))
+}
+
+fn with_delay(core: &Core, mut refused: Refused) -> Refused {
+    refused.retry_after_ms = core.retry_after_ms_of(refused.code);
+    refused
+}

@@ -1,0 +1,97 @@
+//! Receipts on their way: the newest cursors of each (conversation, user), sent together once an
+//! interval, so that a burst of acknowledgements costs the other members one frame.
+//!
+//! Only sums up and addresses; the third stage owns it and drives its clock.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use millrace_logic_sdk::SessionAddress;
+use millrace_protocol::chat::Receipt;
+
+use super::online::{Deliveries, Receiver};
+use crate::storage::Members;
+
+/// See the module.
+pub(crate) struct Receipts {
+    interval: Duration,
+    members_max: usize,
+    pending_max: usize,
+    pending: HashMap<(String, String), Pending>,
+    due: Option<Instant>,
+}
+
+struct Pending {
+    delivered: u64,
+    read: u64,
+    members: Members,
+    /// The session all of it came from: it knows already. `None` as soon as there were two.
+    except: Option<SessionAddress>,
+}
+
+impl Receipts {
+    pub(crate) fn new(interval: Duration, members_max: usize, pending_max: usize) -> Self {
+        Self { interval, members_max, pending_max, pending: HashMap::new(), due: None }
+    }
+
+    /// When to call [`Receipts::take`]; `None` while there is nothing.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Notes where a user's cursors stand now.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn note(
+        &mut self,
+        now: Instant,
+        conversation_id: String,
+        user_id: String,
+        delivered: u64,
+        read: u64,
+        members: Members,
+        from: Option<SessionAddress>,
+    ) {
+        self.pending
+            .entry((conversation_id, user_id))
+            .and_modify(|pending| {
+                pending.delivered = pending.delivered.max(delivered);
+                pending.read = pending.read.max(read);
+                pending.members = members.clone();
+                if pending.except != from {
+                    pending.except = None;
+                }
+            })
+            .or_insert(Pending { delivered, read, members, except: from });
+        let due = if self.pending.len() >= self.pending_max { now } else { now + self.interval };
+        self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
+    }
+
+    /// Everything pending, each with the sessions that get it.
+    pub(crate) fn take(&mut self, deliveries: &Deliveries<'_>) -> Vec<(Receipt, Vec<Receiver>)> {
+        self.due = None;
+        let mut out = Vec::with_capacity(self.pending.len());
+        for ((conversation_id, user_id), pending) in self.pending.drain() {
+            let mut receivers = Vec::new();
+            if pending.members.len() <= self.members_max {
+                deliveries.everybody(pending.members.iter(), pending.except, &mut receivers);
+            } else {
+                deliveries.everybody([&user_id], pending.except, &mut receivers);
+            }
+            if receivers.is_empty() {
+                continue;
+            }
+            out.push((
+                Receipt {
+                    conversation_id,
+                    user_id,
+                    delivered_sequence: pending.delivered,
+                    read_sequence: pending.read,
+                },
+                receivers,
+            ));
+        }
+        out
+    }
+}

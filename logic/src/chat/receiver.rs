@@ -1,0 +1,283 @@
+//! The first stage: takes clients' frames off the link, refuses what is not allowed or not well
+//! formed, and turns the rest into writes, reads, room changes and reports.
+//!
+//! It stores nothing and looks nothing up: what needs the store to decide (membership, duplicates)
+//! is decided there. Its queues are bounded; when one is full it waits, the link's credit runs
+//! out, and the clients' TCP windows close.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use millrace_logic_sdk::Inbound;
+use millrace_protocol::{
+    Code,
+    chat::{
+        DeliverAck, JoinRoom, LeaveRoom, Read, Report, RoomMessage, RoomReply, SendMessage,
+        UpdateConversation,
+    },
+    command,
+};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::{
+    Chat, Core,
+    processor::{Job, Origin},
+    reports::Business,
+    sync,
+};
+use crate::{
+    bus::check_name,
+    storage::{
+        Target, Write,
+        limits::{CLIENT_MESSAGE_ID_BYTES_MAX, GROUP_ID_BYTES_MAX, USER_ID_BYTES_MAX},
+    },
+};
+
+/// Longest name of a room, in bytes.
+pub const ROOM_ID_BYTES_MAX: usize = 128;
+
+impl Chat {
+    /// Frames of one stream, in the order received.
+    pub(crate) async fn receive(&self, frames: Vec<Inbound>) {
+        let core = &self.core;
+        core.metrics.frames_received.inc_by(frames.len() as u64);
+        let Some(writes) = self.writes() else {
+            let code = Code::LogicUnavailable;
+            return frames.iter().for_each(|f| core.refuse(f, code, code.sentence()));
+        };
+        let mut verdicts = Vec::with_capacity(frames.len());
+        core.online.admit(
+            frames.iter().map(|f| {
+                let message = matches!(f.command, command::SEND_MESSAGE | command::ROOM_MESSAGE);
+                (&*f.session.user_id, message)
+            }),
+            &mut verdicts,
+        );
+        for (inbound, verdict) in frames.into_iter().zip(verdicts) {
+            match verdict {
+                Ok(()) => self.receive_one(&writes, inbound).await,
+                Err(wait_ms) => {
+                    core.count_refusal(Code::RateLimited);
+                    inbound.refuse(Code::RateLimited, Code::RateLimited.sentence(), wait_ms);
+                }
+            }
+        }
+    }
+
+    async fn receive_one(&self, writes: &mpsc::Sender<Job>, inbound: Inbound) {
+        let core = &*self.core;
+        match inbound.command {
+            command::SEND_MESSAGE => {
+                let Some(message) = decode::<SendMessage>(core, &inbound) else { return };
+                match append(inbound.session.user_id.to_string(), message) {
+                    Ok(write) => write_on(core, writes, inbound, write).await,
+                    Err(reason) => refuse(core, &inbound, Code::BadRequest, reason),
+                }
+            }
+            command::DELIVER_ACK => {
+                let Some(ack) = decode::<DeliverAck>(core, &inbound) else { return };
+                move_cursor(core, writes, inbound, ack.conversation_id, ack.sequence, 0).await;
+            }
+            command::READ => {
+                let Some(read) = decode::<Read>(core, &inbound) else { return };
+                move_cursor(
+                    core,
+                    writes,
+                    inbound,
+                    read.conversation_id,
+                    read.sequence,
+                    read.sequence,
+                )
+                .await;
+            }
+            command::UPDATE_CONVERSATION => {
+                let Some(update) = decode::<UpdateConversation>(core, &inbound) else { return };
+                let write = Write::SetDoNotDisturb {
+                    user_id: inbound.session.user_id.to_string(),
+                    conversation_id: update.conversation_id,
+                    do_not_disturb: update.do_not_disturb,
+                };
+                write_on(core, writes, inbound, write).await;
+            }
+            command::PULL_MESSAGES
+            | command::PULL_CONVERSATIONS
+            | command::GROUP_BY_ID
+            | command::TYPING => {
+                if let Err(inbound) = enqueue(&self.reads, inbound).await {
+                    core.refuse(&inbound, Code::Internal, Code::Internal.sentence());
+                }
+            }
+            command::JOIN_ROOM => join_room(core, &inbound),
+            command::LEAVE_ROOM => leave_room(core, &inbound),
+            command::ROOM_MESSAGE => room_message(core, &inbound),
+            command::REPORT => self.report(inbound).await,
+            _ => {
+                let code = Code::UnknownCommand;
+                let name = command::name(inbound.command);
+                let reason = match name {
+                    Some(name) => format!("This server does not serve {name} yet."),
+                    None => code.sentence().to_owned(),
+                };
+                core.refuse(&inbound, code, &reason);
+            }
+        }
+    }
+
+    async fn report(&self, inbound: Inbound) {
+        let core = &self.core;
+        let Some(report) = decode::<Report>(core, &inbound) else { return };
+        if let Err(error) = check_name(&report.destination) {
+            return core.refuse(&inbound, Code::BadRequest, &error.to_string());
+        }
+        let business = Business { report, inbound };
+        if let Err(business) = enqueue(&self.reports, business).await {
+            core.refuse(&business.inbound, Code::Internal, Code::Internal.sentence());
+        }
+    }
+}
+
+/// Queues a cursor move.
+async fn move_cursor(
+    core: &Core,
+    writes: &mpsc::Sender<Job>,
+    inbound: Inbound,
+    conversation_id: String,
+    delivered: u64,
+    read: u64,
+) {
+    if conversation_id.is_empty() || delivered == 0 {
+        let reason = "A conversation_id and a sequence above 0 are needed.";
+        return refuse(core, &inbound, Code::BadRequest, reason);
+    }
+    let user_id = inbound.session.user_id.to_string();
+    let write = Write::MoveCursor { user_id, conversation_id, delivered, read };
+    write_on(core, writes, inbound, write).await;
+}
+
+/// Queues a write for the processor.
+async fn write_on(core: &Core, writes: &mpsc::Sender<Job>, inbound: Inbound, write: Write) {
+    let job = Job { write, origin: Origin::Frame(inbound), received_at: Instant::now() };
+    if let Err(job) = enqueue(writes, job).await
+        && let Origin::Frame(inbound) = &job.origin
+    {
+        // The processor is gone, which is our own failure.
+        core.refuse(inbound, Code::Internal, Code::Internal.sentence());
+    }
+}
+
+/// Refuses a request before it becomes a write, in the shape its reply has.
+fn refuse(core: &Core, inbound: &Inbound, code: Code, reason: &str) {
+    sync::refuse(core, &mut core.gateways.batch(), inbound, code, reason.to_owned());
+}
+
+/// Puts something into a bounded queue, waiting while it is full. Err gives it back when nobody
+/// reads the queue any more.
+async fn enqueue<T>(queue: &mpsc::Sender<T>, item: T) -> Result<(), T> {
+    match queue.try_send(item) {
+        Ok(()) => Ok(()),
+        Err(mpsc::error::TrySendError::Closed(item)) => Err(item),
+        Err(mpsc::error::TrySendError::Full(item)) => queue.send(item).await.map_err(|e| e.0),
+    }
+}
+
+/// The body, or a refusal and nothing.
+pub(crate) fn decode<M>(core: &Core, inbound: &Inbound) -> Option<M>
+where
+    M: prost::Message + Default + serde::de::DeserializeOwned,
+{
+    match inbound.decode::<M>() {
+        Ok(message) => Some(message),
+        Err(refused) => {
+            core.refuse(inbound, refused.code, &refused.reason);
+            None
+        }
+    }
+}
+
+/// The write of a message, or why it cannot be one. A message to oneself is allowed: a note, kept
+/// in the single chat of the user with itself and pushed to the user's other devices.
+pub(crate) fn append(sender_id: String, message: SendMessage) -> Result<Write, &'static str> {
+    let fits = |id: &str, bytes_max: usize| (1..=bytes_max).contains(&id.len());
+    if !fits(&message.client_message_id, CLIENT_MESSAGE_ID_BYTES_MAX) {
+        return Err("A client_message_id of 1 to 128 bytes is needed.");
+    }
+    let target = match (message.user_id.is_empty(), message.group_id.is_empty()) {
+        (false, true) if fits(&message.user_id, USER_ID_BYTES_MAX) => Target::User(message.user_id),
+        (true, false) if fits(&message.group_id, GROUP_ID_BYTES_MAX) => {
+            Target::Group(message.group_id)
+        }
+        (true, true) | (false, false) => {
+            return Err("Exactly one of user_id and group_id is needed.");
+        }
+        _ => return Err("The user_id or group_id is longer than 128 bytes."),
+    };
+    Ok(Write::Append {
+        message_id: Uuid::now_v7(),
+        sender_id,
+        client_message_id: message.client_message_id,
+        target,
+        kind: message.r#type,
+        body: message.body,
+        attachment: message.attachment,
+        does_not_count: message.does_not_count,
+        sent_at_ms: unix_ms(),
+    })
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn unix_ms() -> i64 {
+    // A clock before 1970 is a machine without one; 0 says so.
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}
+
+fn room_id_fits(room_id: &str) -> bool {
+    (1..=ROOM_ID_BYTES_MAX).contains(&room_id.len())
+}
+
+fn refuse_room(core: &Core, inbound: &Inbound, code: Code, reason: &str) {
+    core.count_refusal(code);
+    let reply = RoomReply { code: code.number(), reason: reason.to_owned(), members: 0 };
+    inbound.reply_message(&reply);
+}
+
+const ROOM_ID_REASON: &str = "A room_id of 1 to 128 bytes is needed.";
+
+fn join_room(core: &Core, inbound: &Inbound) {
+    let Some(JoinRoom { room_id }) = decode(core, inbound) else { return };
+    if !room_id_fits(&room_id) {
+        return refuse_room(core, inbound, Code::BadRequest, ROOM_ID_REASON);
+    }
+    match core.gateways.join_room(&room_id, inbound.session.address) {
+        Ok(members) => inbound.reply_message(&RoomReply { members, ..RoomReply::default() }),
+        Err(refused) => refuse_room(core, inbound, refused.code, &refused.reason),
+    }
+}
+
+fn leave_room(core: &Core, inbound: &Inbound) {
+    let Some(LeaveRoom { room_id }) = decode(core, inbound) else { return };
+    if !room_id_fits(&room_id) {
+        return refuse_room(core, inbound, Code::BadRequest, ROOM_ID_REASON);
+    }
+    // Leaving a room that one is not in is no error: the wish is fulfilled.
+    match core.gateways.leave_room(&room_id, inbound.session.address) {
+        Ok(members) => inbound.reply_message(&RoomReply { members, ..RoomReply::default() }),
+        Err(refused) => refuse_room(core, inbound, refused.code, &refused.reason),
+    }
+}
+
+fn room_message(core: &Core, inbound: &Inbound) {
+    let Some(mut message) = decode::<RoomMessage>(core, inbound) else { return };
+    if !room_id_fits(&message.room_id) {
+        return refuse_room(core, inbound, Code::BadRequest, ROOM_ID_REASON);
+    }
+    if !core.gateways.is_in_room(&message.room_id, inbound.session.address) {
+        let reason = "Only a member of the room may speak in it; join first.";
+        return refuse_room(core, inbound, Code::NotPermitted, reason);
+    }
+    let room_id = message.room_id.clone();
+    message.sender_id = inbound.session.user_id.to_string();
+    let except = Some(inbound.session.address);
+    core.gateways.send_to_room(&room_id, command::ROOM_MESSAGE, &message, except);
+    let members = core.gateways.room_members(&room_id);
+    inbound.reply_message(&RoomReply { members, ..RoomReply::default() });
+}

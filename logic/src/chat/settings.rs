@@ -1,0 +1,106 @@
+//! The bounds of the chat domain: every queue, table and rate, with its default and what happens
+//! when it is full.
+//!
+//! Values only. Where they come from (a file, a test) is the caller's business; see
+//! [`crate::config`] for the file.
+
+use std::time::Duration;
+
+use crate::login::SessionPolicy;
+
+/// The settings of [`Chat`](super::Chat). `Default` is what production starts with.
+#[derive(Clone, Debug)]
+pub struct ChatSettings {
+    /// Writes waiting for the processor. Full: receiving waits, so the link's credit runs out and
+    /// the clients' TCP windows close.
+    pub writes_queued_max: usize,
+    /// Writes of one durable commit.
+    pub commit_writes_max: usize,
+    /// Commits whose replies and deliveries are still to be sent. Full: the processor waits.
+    pub commits_queued_max: usize,
+    /// Reads (pulls, look-ups, typing) waiting. Full: receiving waits.
+    pub reads_queued_max: usize,
+    /// Reads running at once.
+    pub reads_in_flight_max: usize,
+    /// Sessions whose undelivered messages are being read and pushed at once; others wait their
+    /// turn, in the order they logged in.
+    pub catch_ups_in_flight_max: usize,
+    /// Newest undelivered messages of one conversation that a login pushes; older ones are
+    /// pulled.
+    pub catch_up_messages_max: usize,
+    /// Conversations whose undelivered messages a login pushes, newest first; others are found by
+    /// `PULL_CONVERSATIONS`.
+    pub catch_up_conversations_max: usize,
+    /// Bytes that a catch-up pushes before it pauses, so that it does not overrun the send queue
+    /// that the gateway keeps for a connection.
+    pub catch_up_burst_bytes_max: usize,
+    /// The length of that pause.
+    pub catch_up_pause: Duration,
+    /// Live messages held back for one session while its catch-up runs. Full: the catch-up starts
+    /// again, which reads them from the store.
+    pub catch_up_held_max: usize,
+    /// Attempts of a catch-up before the session is closed with `internal`, for the client to
+    /// come back.
+    pub catch_up_attempts_max: u32,
+    /// Reports waiting for the bus. Full: receiving waits.
+    pub reports_queued_max: usize,
+    /// Attempts to put one report on the bus before it is dropped and counted.
+    pub report_attempts_max: u32,
+    /// Frames of any kind a second that one user may send, over all devices. Above: ERROR
+    /// `rate_limited`.
+    pub frames_per_second_max: u32,
+    /// How many of those at once after a quiet time.
+    pub frames_burst_max: u32,
+    /// Messages (`SEND_MESSAGE`, `ROOM_MESSAGE`) a second that one user may send, over all
+    /// devices. Above: ERROR `rate_limited`.
+    pub messages_per_second_max: u32,
+    /// How many of those at once after a quiet time.
+    pub messages_burst_max: u32,
+    /// Receipts of one user in one conversation are sent at most this often.
+    pub receipt_interval: Duration,
+    /// Conversations with more members get no receipts of other members: one message to a group
+    /// of n would cause n × n of them. A user's own devices always get theirs.
+    pub receipt_members_max: usize,
+    /// Receipts being coalesced. Full: all of them are sent at once, early.
+    pub receipts_pending_max: usize,
+    /// Messages in one `DELIVER`.
+    pub deliver_messages_max: usize,
+    /// Bytes of messages in one `DELIVER` or pull reply; a single larger message still travels.
+    pub reply_bytes_max: usize,
+    /// What a client is told to wait after a failure that is ours.
+    pub retry_after: Duration,
+    /// How many sessions a user may have, and who leaves when there are too many.
+    pub sessions: SessionPolicy,
+}
+
+impl Default for ChatSettings {
+    fn default() -> Self {
+        Self {
+            writes_queued_max: 16_384,
+            commit_writes_max: 1_000,
+            commits_queued_max: 4,
+            reads_queued_max: 4_096,
+            reads_in_flight_max: 64,
+            catch_ups_in_flight_max: 64,
+            catch_up_messages_max: 20,
+            catch_up_conversations_max: 200,
+            catch_up_burst_bytes_max: 64 * 1024,
+            catch_up_pause: Duration::from_millis(100),
+            catch_up_held_max: 1_024,
+            catch_up_attempts_max: 5,
+            reports_queued_max: 4_096,
+            report_attempts_max: 5,
+            frames_per_second_max: 1_000,
+            frames_burst_max: 2_000,
+            messages_per_second_max: 200,
+            messages_burst_max: 400,
+            receipt_interval: Duration::from_millis(200),
+            receipt_members_max: 100,
+            receipts_pending_max: 65_536,
+            deliver_messages_max: 64,
+            reply_bytes_max: 32 * 1024,
+            retry_after: Duration::from_secs(1),
+            sessions: SessionPolicy::default(),
+        }
+    }
+}

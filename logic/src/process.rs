@@ -1,0 +1,251 @@
+//! A logic process: the parts, put together from a [`Config`], started and ended in order.
+//!
+//! It runs on the caller's runtime and owns no global, so that a whole Millrace can live in one
+//! process, and a test can start several.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::Router;
+use millrace_logic_sdk::{Server, ServerError};
+use millrace_service::Invalid;
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
+
+use crate::{
+    admin::{self, Admin},
+    api::{Api, Guard},
+    bus::{MemoryBus, MemoryBusSettings},
+    chat::{Chat, Foundation},
+    config::Config,
+    grpc,
+    http::{self, HttpSettings},
+    login::Hs256Verifier,
+    registry::{MemoryRegistry, MemoryRegistrySettings},
+    storage::{
+        Store, StoreError,
+        embedded::{EmbeddedStore, Options},
+    },
+};
+
+/// Why a logic process did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A value or a secret of the configuration.
+    #[error(transparent)]
+    Config(#[from] Invalid),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The link's address cannot be listened on.
+    #[error(transparent)]
+    Link(#[from] ServerError),
+    /// The address of another door cannot be listened on.
+    #[error("{door}: cannot listen on {address}: {source}")]
+    Listen {
+        /// `http`, `grpc` or `admin`.
+        door: &'static str,
+        /// What was asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// What went wrong on the way out.
+#[derive(Debug, thiserror::Error)]
+pub enum ShutdownError {
+    /// The store could not write its last; what was acknowledged is durable all the same.
+    #[error("the store did not close well: {0}")]
+    Store(#[from] StoreError),
+    /// The chain was not empty in time; what was not answered was not acknowledged.
+    #[error("requests were still under way after {0:?}")]
+    Late(Duration),
+}
+
+/// Where a process listens, with the real ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// For gateways.
+    pub link: SocketAddr,
+    /// For business services, HTTP.
+    pub http: Option<SocketAddr>,
+    /// For business services, gRPC.
+    pub grpc: Option<SocketAddr>,
+    /// For operators.
+    pub admin: Option<SocketAddr>,
+}
+
+/// A running logic process. End it with [`Logic::shutdown`]; dropping it ends it at once, like a
+/// crash, which loses nothing that was acknowledged.
+pub struct Logic {
+    addresses: Addresses,
+    server: Server,
+    chat: Arc<Chat>,
+    store: Arc<dyn Store>,
+    leaving: watch::Sender<bool>,
+    doors: Vec<JoinHandle<()>>,
+    shutdown_timeout: Duration,
+}
+
+impl Logic {
+    /// Starts everything: opens the store, listens, serves. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running then.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_with_routes(config, Router::new()).await
+    }
+
+    /// The same, with further routes at the HTTP door, without authorization: a page for people,
+    /// say.
+    ///
+    /// # Errors
+    /// As [`Logic::start`].
+    pub async fn start_with_routes(config: Config, extra: Router) -> Result<Self, StartError> {
+        config.check()?;
+        let secrets = config.secrets()?;
+        let verifier = Hs256Verifier::new(
+            secrets.jwt_secret.as_bytes(),
+            config.login.leeway.as_millis() / 1_000,
+        )
+        .map_err(|error| Invalid::new("login.jwt_secret", error.to_string()))?;
+        // The doors first: an address in use is found before anything is opened.
+        let http_door = listen("http", config.http.listen.0).await?;
+        let grpc_door = listen("grpc", config.grpc.listen.0).await?;
+        let admin_door = listen("admin", config.admin.listen.0).await?;
+        let store = open_store(&config).await?;
+        let foundation = Foundation {
+            store: store.clone(),
+            registry: Arc::new(MemoryRegistry::new(MemoryRegistrySettings::default())),
+            bus: Arc::new(MemoryBus::new(MemoryBusSettings::default())),
+            verifier: Arc::new(verifier),
+        };
+        let mut chat = None;
+        let server = Server::bind(config.link.listen, config.server_settings(), |gateways| {
+            let started = Chat::start(foundation, config.chat_settings(), gateways);
+            chat.insert(started).clone()
+        })
+        .await?;
+        let chat = chat.expect("the server has made its backend");
+        let addresses = Addresses {
+            link: server.address(),
+            http: http_door.as_ref().map(|door| door.address),
+            grpc: grpc_door.as_ref().map(|door| door.address),
+            admin: admin_door.as_ref().map(|door| door.address),
+        };
+        let leaving = watch::Sender::new(false);
+        let api: Arc<dyn Api> = chat.clone();
+        let guard = Guard::new(&secrets.api_token, config.api.calls_in_flight_max);
+        let mut doors = Vec::new();
+        if let Some(door) = http_door {
+            let settings = HttpSettings {
+                body_bytes_max: config.api.body_bytes_max.as_usize(),
+                ..HttpSettings::default()
+            };
+            let router = http::router(api.clone(), guard.clone(), settings).merge(extra);
+            doors.push(door.serve_http(router, leaving.subscribe()));
+        }
+        if let Some(door) = grpc_door {
+            let serving = grpc::serve(door.listener, api, guard, left(leaving.subscribe()));
+            doors.push(tokio::spawn(async move {
+                if let Err(error) = serving.await {
+                    tracing::error!(%error, "the gRPC door failed");
+                }
+            }));
+        }
+        if let Some(door) = admin_door {
+            let admin = Admin { chat: chat.clone() };
+            doors.push(door.serve_http(admin::router(admin), leaving.subscribe()));
+        }
+        Ok(Self {
+            addresses,
+            server,
+            chat,
+            store,
+            leaving,
+            doors,
+            shutdown_timeout: config.shutdown_timeout.as_std(),
+        })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Where gateways connect.
+    pub fn link_address(&self) -> SocketAddr {
+        self.addresses.link
+    }
+
+    /// Where business services call, if that door is open.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.addresses.http
+    }
+
+    /// Leaves in order: the gateways are told and nothing more is read from them, what was read is
+    /// stored and answered, the streams and the doors close, the store is closed.
+    ///
+    /// # Errors
+    /// [`ShutdownError`]; everything has ended nevertheless.
+    pub async fn shutdown(self) -> Result<(), ShutdownError> {
+        self.server.drain();
+        let drained = self.chat.drain(self.shutdown_timeout).await;
+        self.leaving.send_replace(true);
+        self.server.shutdown().await;
+        for mut door in self.doors {
+            // A caller that keeps its connection open must not hold us up.
+            if timeout(DOOR_TIMEOUT, &mut door).await.is_err() {
+                door.abort();
+            }
+        }
+        self.store.close().await?;
+        if drained { Ok(()) } else { Err(ShutdownError::Late(self.shutdown_timeout)) }
+    }
+}
+
+/// How long a door waits for the requests it is answering.
+const DOOR_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Opening reads the journal, which may take seconds: not on a thread that serves others.
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+    let options = Options::new(&config.store.directory);
+    let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(options)).await;
+    match opened {
+        Ok(store) => Ok(Arc::new(store?)),
+        Err(error) => Err(StoreError::Failed(format!("opening it ended: {error}")).into()),
+    }
+}
+
+/// A door that is listened at, and not served yet.
+struct Listening {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+async fn listen(
+    door: &'static str,
+    address: Option<SocketAddr>,
+) -> Result<Option<Listening>, StartError> {
+    let Some(address) = address else { return Ok(None) };
+    let failed = |source| StartError::Listen { door, address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok(Some(Listening { listener, address }))
+}
+
+/// Waits until the process leaves.
+async fn left(mut leaving: watch::Receiver<bool>) {
+    // A sender that is gone has left, too.
+    let _left = leaving.wait_for(|leaving| *leaving).await;
+}
+
+impl Listening {
+    fn serve_http(self, router: Router, leaving: watch::Receiver<bool>) -> JoinHandle<()> {
+        tokio::spawn(async move {
+            let serving = axum::serve(self.listener, router).with_graceful_shutdown(left(leaving));
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "an HTTP door failed");
+            }
+        })
+    }
+}
