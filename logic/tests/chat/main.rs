@@ -1,0 +1,14 @@
+//! The chat logic as gateways see it: over a real link on loopback, on the real embedded store.
+//!
+//! Each file protects one promise; `world` plays the gateways and their clients.
+
+mod api;
+mod catch_up;
+mod cursors;
+mod group;
+mod order;
+mod refusals;
+mod rooms;
+mod sessions;
+mod single;
+mod world;
