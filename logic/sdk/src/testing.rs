@@ -2,9 +2,11 @@
 //! frames within its credit, and hands out what comes back, per session and in order.
 //!
 //! It keeps the contract as a gateway must, and gives credit back as soon as it has read a batch
-//! unless told otherwise. It has no clients: whoever uses it plays them.
+//! unless told otherwise. It checks that logic keeps the contract: events numbered without a gap,
+//! no frame for a session before its LoginResult, no more frames than its credit allows. It has no
+//! clients: whoever uses it plays them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -112,7 +114,11 @@ pub struct FakeGateway {
     expected: u64,
     credit: Credit,
     owed: Credit,
+    /// What logic may still send.
+    granted: Credit,
     encodings: HashMap<u64, Encoding>,
+    /// Sessions listed or logged in; frames come for no other.
+    sessions: HashSet<u64>,
     logins: HashMap<u64, LoginResult>,
     refreshes: HashMap<u64, RefreshResult>,
     inboxes: HashMap<u64, VecDeque<Frame>>,
@@ -134,9 +140,6 @@ impl FakeGateway {
         let sessions = settings.sessions.clone();
         let mut gateway = Self::connect_without_list(address, settings).await?;
         let listed = sessions.len() as u64;
-        for session in &sessions {
-            gateway.encodings.insert(session.session_id, session.encoding());
-        }
         let mut events: Vec<_> = sessions.into_iter().map(gateway_event::Kind::Session).collect();
         events.push(gateway_event::Kind::SessionsComplete(SessionsComplete { sessions: listed }));
         gateway.send_events(events).await;
@@ -187,7 +190,9 @@ impl FakeGateway {
             expected: 1,
             credit: Credit::default(),
             owed: Credit::default(),
+            granted: settings.window,
             encodings: HashMap::new(),
+            sessions: HashSet::new(),
             logins: HashMap::new(),
             refreshes: HashMap::new(),
             inboxes: HashMap::new(),
@@ -424,6 +429,8 @@ impl FakeGateway {
     /// Gives credit back that was kept because the settings say so.
     pub async fn return_credit(&mut self) {
         let owed = std::mem::take(&mut self.owed);
+        self.granted.frames += owed.frames;
+        self.granted.bytes += owed.bytes;
         let batch = ConnectRequest { sequence: self.sequence, credit: Some(owed), events: vec![] };
         // A stream that has ended is noticed by the next read.
         let _ = self.to_logic.send(batch).await;
@@ -431,12 +438,23 @@ impl FakeGateway {
 
     /// Sends events as one batch, as they are.
     pub async fn send_events(&mut self, events: Vec<gateway_event::Kind>) {
+        for event in &events {
+            if let gateway_event::Kind::Session(session) = event {
+                self.encodings.insert(session.session_id, session.encoding());
+                self.sessions.insert(session.session_id);
+            }
+        }
         let events: Vec<_> =
             events.into_iter().map(|kind| GatewayEvent { kind: Some(kind) }).collect();
         let sequence = self.sequence;
         self.sequence += events.len() as u64;
         // A stream that has ended is noticed by the next read.
         let _ = self.to_logic.send(ConnectRequest { sequence, credit: None, events }).await;
+    }
+
+    /// Leaves numbers out, as if events had been lost.
+    pub fn skip_events(&mut self, events: u64) {
+        self.sequence += events;
     }
 
     /// Waits for the end of the stream and says how it ended.
@@ -485,6 +503,9 @@ impl FakeGateway {
                     self.hello_reply = reply;
                 }
                 logic_event::Kind::LoginResult(result) => {
+                    if result.code == Code::Ok.number() {
+                        self.sessions.insert(result.session_id);
+                    }
                     self.logins.insert(result.session_id, result);
                 }
                 logic_event::Kind::RefreshResult(result) => {
@@ -495,6 +516,8 @@ impl FakeGateway {
                     let (command, flags) = (frame.command, frame.flags);
                     let received = received(command, flags, frame.request_id, frame.body);
                     for session_id in frame.session_ids {
+                        let known = self.sessions.contains(&session_id);
+                        assert!(known, "a frame for {session_id} before its LoginResult");
                         self.inboxes.entry(session_id).or_default().push_back(received.clone());
                     }
                 }
@@ -526,6 +549,10 @@ impl FakeGateway {
     }
 
     fn owe(&mut self, bytes: usize) {
+        let bytes_left = self.granted.bytes.checked_sub(bytes as u64);
+        self.granted.bytes = bytes_left.expect("logic keeps to its credit in bytes");
+        let frames_left = self.granted.frames.checked_sub(1);
+        self.granted.frames = frames_left.expect("logic keeps to its credit in frames");
         self.owed.frames += 1;
         self.owed.bytes += bytes as u64;
     }
