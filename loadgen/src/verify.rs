@@ -280,19 +280,235 @@ fn holes_apply(place: &Place<'_>) -> bool {
     !place.acks.is_empty() || place.receipts.iter().any(|receipt| receipt.key != Key::FOREIGN)
 }
 
-/// Finds holes between the sequences of a conversation as the places go by.
+/// Finds holes between the sequences of a conversation as the places go by, from the sequence
+/// before this run's first message on: what earlier runs left behind is not judged, but this run
+/// must continue it without a hole.
 #[derive(Default)]
 struct Holes {
     before: Option<(u32, u64)>,
+    in_run: bool,
 }
 
 impl Holes {
     fn next(&mut self, place: &Place<'_>) -> Option<(u64, u64)> {
         let before = self.before.filter(|(conversation, _)| *conversation == place.conversation);
-        if before.is_some() || holes_apply(place) {
-            self.before = Some((place.conversation, place.sequence));
+        let was_in_run = before.is_some() && self.in_run;
+        self.in_run = was_in_run || holes_apply(place);
+        self.before = Some((place.conversation, place.sequence));
+        // Sequences start at 1; a peer that says 0 has no hole before it.
+        let end = place.sequence.saturating_sub(1);
+        let known = before.map_or(0, |(_, sequence)| sequence);
+        match (was_in_run, self.in_run) {
+            _ if known >= end => None,
+            (true, _) => Some((known + 1, end)),
+            (false, true) => Some((end, end)),
+            (false, false) => None,
         }
-        let (_, sequence) = before?;
-        (place.sequence > sequence + 1).then(|| (sequence + 1, place.sequence - 1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Repair, Verdict, Verifier};
+    use crate::{
+        log::{Ack, FaultKind, Key, Log, Names, Receipt, Unanswered},
+        scenario::{Population, Target},
+    };
+
+    const GROUP: u32 = 0;
+    const PAIR: u32 = 1;
+
+    fn population() -> Population {
+        Population {
+            users: 10,
+            websocket_share: 0.5,
+            user_prefix: "load".into(),
+            groups: 2,
+            group_size: 4,
+            run: 7,
+        }
+    }
+
+    /// A run without fault: thirty messages of group 0 and thirty between users 8 and 9.
+    fn good_run() -> Log {
+        let population = population();
+        let mut log = Log::default();
+        for sequence in 1..=30_u64 {
+            for (conversation, sender, target) in [
+                (GROUP, sequence as u32 % 4, Target::group(0)),
+                (PAIR, 8 + sequence as u32 % 2, Target::user(9 - sequence as u32 % 2)),
+            ] {
+                let key = Key::new(sender, sequence as u32);
+                log.acks.push(Ack { key, sequence, conversation, target });
+                for user in population.recipients(sender, target) {
+                    log.receipts.push(Receipt { key, sequence, conversation, user });
+                }
+            }
+        }
+        log
+    }
+
+    fn with_names<T>(log: &Log, look: impl FnOnce(Verifier<'_>) -> T) -> T {
+        let (population, mut names) = (population(), Names::default());
+        assert_eq!((names.number("group"), names.number("pair")), (GROUP, PAIR));
+        look(Verifier::new(&population, &names, log))
+    }
+
+    fn verdict(log: &Log) -> Verdict {
+        with_names(log, |verifier| verifier.verdict())
+    }
+
+    fn repairs(log: &Log) -> Vec<Repair> {
+        with_names(log, |verifier| verifier.repairs())
+    }
+
+    /// The run has exactly this one kind of fault, so often.
+    fn assert_only(log: &Log, kind: FaultKind, count: u64) {
+        let verdict = verdict(log);
+        let found: Vec<_> = FaultKind::ALL
+            .iter()
+            .map(|kind| (*kind, verdict.faults.count(*kind)))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        assert_eq!(found, [(kind, count)], "{:?}", verdict.faults.examples());
+    }
+
+    fn receipt_of(log: &mut Log, conversation: u32, sequence: u64, user: u32) -> &mut Receipt {
+        log.receipts
+            .iter_mut()
+            .find(|r| (r.conversation, r.sequence, r.user) == (conversation, sequence, user))
+            .expect("in the good run")
+    }
+
+    #[test]
+    fn a_good_run_has_no_fault_and_nothing_to_repair() {
+        let log = good_run();
+        let verdict = verdict(&log);
+        assert_eq!(verdict.faults.total(), 0, "{:?}", verdict.faults.examples());
+        assert_eq!((verdict.acked, verdict.expected, verdict.found), (60, 120, 120));
+        assert_eq!(verdict.conversations, 2);
+        assert_eq!(repairs(&log), []);
+    }
+
+    #[test]
+    fn the_order_of_the_records_does_not_matter() {
+        for seed in 0..20 {
+            let mut log = good_run();
+            let mut random = fastrand::Rng::with_seed(seed);
+            random.shuffle(&mut log.acks);
+            random.shuffle(&mut log.receipts);
+            assert_eq!(verdict(&log).faults.total(), 0, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn lost_messages_are_found_and_can_be_asked_for_as_ranges() {
+        let mut log = good_run();
+        log.receipts.retain(|r| !(r.user == 3 && r.conversation == GROUP && r.sequence >= 29));
+        // User 3 sent sequence 27 (27 mod 4) and received 28; 29 and 30 are missing.
+        assert_only(&log, FaultKind::Lost, 2);
+        let asked = Repair { user: 3, conversation: GROUP, from: 29, to: 30 };
+        assert_eq!(repairs(&log), [asked]);
+    }
+
+    #[test]
+    fn a_sequence_without_a_message_is_a_gap_and_is_asked_for_first() {
+        let mut log = good_run();
+        log.acks.retain(|ack| (ack.conversation, ack.sequence) != (GROUP, 12));
+        log.receipts.retain(|receipt| (receipt.conversation, receipt.sequence) != (GROUP, 12));
+        assert_only(&log, FaultKind::Gap, 1);
+        let asked = repairs(&log);
+        assert_eq!(asked.len(), 1);
+        assert_eq!((asked[0].conversation, asked[0].from, asked[0].to), (GROUP, 12, 12));
+        assert!(asked[0].user < 4, "a member is asked");
+    }
+
+    #[test]
+    fn a_message_under_two_sequences_is_stored_twice_acknowledged_or_not() {
+        let mut log = good_run();
+        let key = Key::new(8, 30);
+        // Sequence 31 delivers the message of sequence 30 once more.
+        log.receipts.push(Receipt { key, sequence: 31, conversation: PAIR, user: 9 });
+        assert_only(&log, FaultKind::StoredTwice, 1);
+
+        let mut log = good_run();
+        let unknown = Key::new(9, 1000);
+        log.unanswered.push(Unanswered { key: unknown, target: Target::user(8) });
+        for sequence in [31, 32] {
+            log.receipts.push(Receipt { key: unknown, sequence, conversation: PAIR, user: 8 });
+        }
+        assert_only(&log, FaultKind::StoredTwice, 1);
+    }
+
+    #[test]
+    fn two_messages_under_one_sequence_are_named() {
+        let mut log = good_run();
+        let key = Key::new(9, 777);
+        let target = Target::user(8);
+        log.acks.push(Ack { key, sequence: 30, conversation: PAIR, target });
+        let verdict = verdict(&log);
+        assert_eq!(verdict.faults.count(FaultKind::SequenceReused), 1);
+    }
+
+    #[test]
+    fn a_delivery_of_another_message_than_acknowledged_is_wrong() {
+        let mut log = good_run();
+        receipt_of(&mut log, GROUP, 10, 1).key = Key::new(2, 555);
+        assert_only(&log, FaultKind::WrongMessage, 1);
+    }
+
+    #[test]
+    fn a_message_that_nobody_sent_is_wrong() {
+        let mut log = good_run();
+        let key = Key::new(8, 555);
+        log.receipts.push(Receipt { key, sequence: 31, conversation: PAIR, user: 9 });
+        assert_only(&log, FaultKind::WrongMessage, 1);
+    }
+
+    #[test]
+    fn a_delivery_to_a_stranger_is_misdelivered() {
+        let mut log = good_run();
+        let key = receipt_of(&mut log, PAIR, 5, 8).key;
+        log.receipts.push(Receipt { key, sequence: 5, conversation: PAIR, user: 2 });
+        assert_only(&log, FaultKind::Misdelivered, 1);
+    }
+
+    #[test]
+    fn a_message_stored_without_an_answer_is_no_fault_and_is_counted() {
+        let mut log = good_run();
+        let key = Key::new(8, 99);
+        log.unanswered.push(Unanswered { key, target: Target::user(9) });
+        log.receipts.push(Receipt { key, sequence: 31, conversation: PAIR, user: 9 });
+        let verdict = verdict(&log);
+        assert_eq!(verdict.faults.total(), 0, "{:?}", verdict.faults.examples());
+        assert_eq!(verdict.stored_unanswered, 1);
+    }
+
+    #[test]
+    fn messages_of_earlier_runs_fill_sequences_and_are_not_judged() {
+        let mut log = good_run();
+        for record in &mut log.acks {
+            record.sequence += 100;
+        }
+        for record in &mut log.receipts {
+            record.sequence += 100;
+        }
+        // An old page with a hole before this run's first sequence.
+        let foreign = |conversation, sequence, user| Receipt {
+            key: Key::FOREIGN,
+            sequence,
+            conversation,
+            user,
+        };
+        log.receipts.extend([50, 60, 99, 100].map(|sequence| foreign(PAIR, sequence, 8)));
+        // Nobody has seen what came before in the group, so it is asked for, and is a gap if it
+        // cannot be had.
+        assert_only(&log, FaultKind::Gap, 1);
+        let asked = repairs(&log);
+        assert_eq!(asked.len(), 1);
+        assert_eq!((asked[0].conversation, asked[0].from, asked[0].to), (GROUP, 100, 100));
+        log.receipts.push(foreign(GROUP, 100, 1));
+        let verdict = verdict(&log);
+        assert_eq!(verdict.faults.total(), 0, "{:?}", verdict.faults.examples());
     }
 }

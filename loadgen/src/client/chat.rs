@@ -267,7 +267,7 @@ impl Client {
         let conversation = self.conversation(name);
         let arrival = match way {
             Way::Deliver => conversation.delivered(sequence),
-            Way::Pull if conversation.learnt(sequence) => Arrival::New,
+            Way::Pull if conversation.pulled(sequence) => Arrival::New,
             Way::Pull => return,
         };
         conversation.note_arrival(now_ns, ack_delay_ns, hole_grace_ns);
@@ -275,10 +275,13 @@ impl Client {
         let place = || format!("user {user}, {} sequence {sequence}", message.conversation_id);
         match arrival {
             Arrival::New => {}
-            Arrival::NewOutOfOrder => {
+            Arrival::NewOutOfOrder | Arrival::AgainOutOfOrder => {
                 cx.log.faults.add(FaultKind::OutOfOrder, || {
                     format!("{}: delivered after a higher sequence", place())
                 });
+                if arrival == Arrival::AgainOutOfOrder {
+                    return;
+                }
             }
             Arrival::Again | Arrival::AgainOnSameConnection => {
                 if key.is_some_and(|key| key.sender() == user) {

@@ -35,6 +35,12 @@ impl SequenceSet {
         true
     }
 
+    /// Whether a sequence is there.
+    pub fn contains(&self, sequence: u64) -> bool {
+        let after = self.ranges.partition_point(|(start, _)| *start <= sequence);
+        after > 0 && self.ranges[after - 1].1 >= sequence
+    }
+
     /// The first hole between known sequences.
     pub fn first_hole(&self) -> Option<(u64, u64)> {
         match self.ranges.as_slice() {
@@ -65,7 +71,9 @@ pub enum Arrival {
     /// Known, and the connection's stream has not passed it: a redelivery after a reconnect, a
     /// pull or our own SendReply.
     Again,
-    /// Known, and this connection has delivered it or a higher one before.
+    /// Known by a pull, and delivered after a higher sequence all the same.
+    AgainOutOfOrder,
+    /// Known, and this connection has delivered it before.
     AgainOnSameConnection,
 }
 
@@ -75,6 +83,8 @@ pub struct Conversation {
     /// The interned conversation id.
     pub name: u32,
     applied: SequenceSet,
+    /// Those that came by a pull and not by DELIVER.
+    pulled: SequenceSet,
     /// The highest sequence that this connection's DELIVERs have reached; 0 on a new connection.
     stream: u64,
     /// What the last DELIVER_ACK said.
@@ -95,6 +105,7 @@ impl Conversation {
         Self {
             name,
             applied: SequenceSet::default(),
+            pulled: SequenceSet::default(),
             stream: 0,
             acked: 0,
             ack_due_ns: 0,
@@ -112,11 +123,21 @@ impl Conversation {
             (true, false) => Arrival::New,
             (true, true) => Arrival::NewOutOfOrder,
             (false, false) => Arrival::Again,
+            (false, true) if self.pulled.contains(sequence) => Arrival::AgainOutOfOrder,
             (false, true) => Arrival::AgainOnSameConnection,
         }
     }
 
-    /// A sequence learnt by other means: a pull, or our own SendReply. Answers whether it is new.
+    /// A sequence that a pull brought. Answers whether it is new.
+    pub fn pulled(&mut self, sequence: u64) -> bool {
+        let is_new = self.applied.insert(sequence);
+        if is_new {
+            self.pulled.insert(sequence);
+        }
+        is_new
+    }
+
+    /// A sequence that our own SendReply named. Answers whether it is new.
     pub fn learnt(&mut self, sequence: u64) -> bool {
         self.applied.insert(sequence)
     }
@@ -188,6 +209,7 @@ mod tests {
             let (mut set, mut plain) = (SequenceSet::default(), BTreeSet::new());
             for _ in 0..100 {
                 let sequence = random.u64(1..60);
+                assert_eq!(set.contains(sequence), plain.contains(&sequence), "seed {seed}");
                 assert_eq!(set.insert(sequence), plain.insert(sequence), "seed {seed}");
             }
             let first = *plain.first().expect("not empty");
@@ -210,6 +232,9 @@ mod tests {
         assert_eq!(conversation.delivered(6), Arrival::Again);
         assert_eq!(conversation.delivered(7), Arrival::Again);
         assert_eq!(conversation.delivered(8), Arrival::New);
+        assert_eq!(conversation.delivered(10), Arrival::New);
+        assert!(conversation.pulled(9));
+        assert_eq!(conversation.delivered(9), Arrival::AgainOutOfOrder);
     }
 
     #[test]
@@ -220,7 +245,7 @@ mod tests {
         }
         assert_eq!(conversation.take_ack(), Some(3));
         assert_eq!(conversation.take_ack(), None);
-        assert!(conversation.learnt(4));
+        assert!(conversation.pulled(4));
         assert_eq!(conversation.take_ack(), Some(5));
     }
 }

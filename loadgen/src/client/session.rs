@@ -297,7 +297,8 @@ impl Client {
         }
         if let Some((at, _)) = leave {
             cx.record.counters.add(Counter::GoAways);
-            self.connect_later(now_ns, at.saturating_sub(now_ns));
+            // A moment later, so that the old connection is let go of first.
+            self.connect_later(now_ns, at.saturating_sub(now_ns).max(NS_PER_MS));
         } else {
             self.come_back(now_ns, cx);
         }
