@@ -1,0 +1,44 @@
+//! After everybody has gone the engine holds nothing, whatever happened before.
+
+mod simulator;
+
+use simulator::{Weather, run, seeds};
+
+#[test]
+fn after_storms() {
+    for (index, seed) in seeds().into_iter().enumerate() {
+        let world = run(
+            seed,
+            Weather {
+                clients: 60,
+                steps: 4_000,
+                cut: 10,
+                link_loss: 5,
+                stall: 10,
+                garbage: 10,
+                window_frames: 5,
+                logic_restarts: index % 2 == 0,
+            },
+        );
+        assert!(world.engine.is_at_rest(), "{:?}", world.engine.counters());
+        let counters = world.engine.counters();
+        let gauges = [
+            counters.tcp.connections,
+            counters.websocket.connections,
+            counters.sessions,
+            counters.requests_in_flight,
+            counters.logins_in_flight,
+            counters.backlog_frames,
+            counters.send_queue_bytes,
+            counters.rooms,
+            counters.room_members,
+            counters.link_outbox_events,
+        ];
+        assert_eq!(gauges, [0; 10], "{counters:?}");
+        for traffic in [&counters.tcp, &counters.websocket] {
+            assert_eq!(traffic.opened, traffic.closed.iter().sum::<u64>());
+            assert!(traffic.opened > 100, "the world was asleep");
+        }
+        assert_eq!(counters.logins, counters.sessions_ended.iter().sum::<u64>());
+    }
+}

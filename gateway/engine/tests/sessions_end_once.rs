@@ -1,0 +1,36 @@
+//! Logic hears of each session's end exactly once, by event or by its absence from the list.
+//! (That none ends twice or unknown, the simulated logic asserts on the spot.)
+
+mod simulator;
+
+use simulator::{Weather, run, seeds};
+
+fn check(weather: Weather) {
+    for seed in seeds() {
+        let world = run(seed, weather);
+        let logic = &world.logic;
+        assert!(logic.accepted.len() > 20, "only {} sessions", logic.accepted.len());
+        for session_id in &logic.accepted {
+            // A logic that restarted has forgotten whom it accepted: then nobody can tell it.
+            assert!(
+                weather.logic_restarts || logic.ended.contains_key(session_id),
+                "session {session_id} never ended"
+            );
+        }
+    }
+}
+
+#[test]
+fn while_connections_are_cut() {
+    check(Weather { cut: 10, link_loss: 0, ..Weather::default() });
+}
+
+#[test]
+fn while_connections_are_cut_and_the_link_is_lost() {
+    check(Weather { cut: 10, link_loss: 10, ..Weather::default() });
+}
+
+#[test]
+fn while_logic_restarts() {
+    check(Weather { cut: 10, link_loss: 5, logic_restarts: true, ..Weather::default() });
+}

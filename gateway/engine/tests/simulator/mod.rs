@@ -1,0 +1,419 @@
+//! A world around the engine, at random and repeatable by its seed: clients of every form that
+//! connect, ask, drip, stall, leave and are cut; a network that splits and delays; a logic that
+//! answers late, restarts, and loses its link; a clock that jumps.
+//!
+//! The world checks while it runs whatever must never happen, and keeps what a test asks about
+//! afterwards. It knows the protocol from the client's side only, through the codecs.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+pub mod client;
+pub mod logic;
+
+use std::collections::BTreeMap;
+
+use fastrand::Rng;
+use millrace_engine::{
+    ConnectionId, Effect, Engine, GatewayIdentity, LinkId, Now, Settings, TransportKind,
+};
+use millrace_protocol::link::{ConnectRequest, ConnectResponse, Credit};
+
+use client::{Client, Form};
+use logic::Logic;
+
+/// How wild the world is; chances are per step, of 1000.
+#[derive(Clone, Copy, Debug)]
+pub struct Weather {
+    pub clients: usize,
+    pub steps: u32,
+    /// A client's connection is reset.
+    pub cut: u32,
+    /// The link is lost.
+    pub link_loss: u32,
+    /// Logic forgets everything when the link is lost.
+    pub logic_restarts: bool,
+    /// A client stops reading for a while.
+    pub stall: u32,
+    /// Credit that logic grants in frames.
+    pub window_frames: u64,
+    /// A client breaks the protocol.
+    pub garbage: u32,
+}
+
+impl Default for Weather {
+    fn default() -> Self {
+        Self {
+            clients: 30,
+            steps: 4_000,
+            cut: 2,
+            link_loss: 2,
+            logic_restarts: false,
+            stall: 2,
+            window_frames: 40,
+            garbage: 1,
+        }
+    }
+}
+
+/// Both ends of one client's socket.
+#[derive(Debug)]
+struct Socket {
+    id: ConnectionId,
+    client: Client,
+    /// What the client wrote and the engine has not seen.
+    to_engine: Vec<u8>,
+    /// A send under way, and when it completes.
+    in_flight: Option<(Vec<u8>, u64)>,
+    paused: bool,
+    /// The engine shut its write side down.
+    write_shut: bool,
+    /// The client's end: closed in order or reset.
+    ended: Option<End>,
+    end_told: bool,
+    /// When `closed` is called.
+    close_at: Option<u64>,
+    stalled_until: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Fin,
+    Reset,
+}
+
+/// The world.
+pub struct World {
+    pub engine: Engine,
+    pub logic: Logic,
+    weather: Weather,
+    random: Rng,
+    now: Now,
+    sockets: BTreeMap<u64, Socket>,
+    next_socket: u64,
+    link: Option<LinkId>,
+    link_up_at: u64,
+    /// Batches on their way, with their moment of arrival; both keep their order.
+    to_logic: Vec<(u64, ConnectRequest)>,
+    to_engine: Vec<(u64, ConnectResponse)>,
+    /// What ended clients have seen.
+    pub ended_clients: Vec<Client>,
+    /// No new things happen any more; everything under way comes to its end.
+    settling: bool,
+}
+
+/// Runs a world and its end; returns it at rest.
+#[expect(clippy::print_stdout, reason = "a failed run is repeated by its seed")]
+pub fn run(seed: u64, weather: Weather) -> World {
+    println!("seed {seed}, {weather:?}");
+    let mut world = World::new(seed, weather);
+    for _ in 0..weather.steps {
+        world.step();
+    }
+    world.settle();
+    world
+}
+
+/// A few seeds: always the same three, and one that is new each time.
+pub fn seeds() -> [u64; 4] {
+    [1, 2, 3, fastrand::u64(..)]
+}
+
+impl World {
+    fn new(seed: u64, weather: Weather) -> Self {
+        let now = Now { monotonic_ms: 50_000, unix_ms: 1_700_000_000_000 };
+        let settings = Settings {
+            // Small, so that the walls are met.
+            link_batch_events_max: 7,
+            send_batch_bytes_max: 400,
+            connections_max: weather.clients as u32 + 5,
+            ..Settings::default()
+        };
+        let identity = GatewayIdentity {
+            gateway_id: "simulated".to_owned(),
+            gateway_epoch: 1,
+            shards: 1,
+            lease_ms: 10_000,
+            window: Credit { frames: 50, bytes: 100_000 },
+        };
+        Self {
+            engine: Engine::new(settings, 0, identity, now),
+            logic: Logic::new(weather.window_frames),
+            weather,
+            random: Rng::with_seed(seed),
+            now,
+            sockets: BTreeMap::new(),
+            next_socket: 1,
+            link: None,
+            link_up_at: 0,
+            to_logic: Vec::new(),
+            to_engine: Vec::new(),
+            ended_clients: Vec::new(),
+            settling: false,
+        }
+    }
+
+    fn chance(&mut self, of_1000: u32) -> bool {
+        !self.settling && self.random.u32(..1000) < of_1000
+    }
+
+    fn step(&mut self) {
+        let ms = match self.random.u8(..100) {
+            0 => self.random.u64(..3_000),
+            1..10 => self.random.u64(..300),
+            _ => self.random.u64(..20),
+        };
+        self.now.monotonic_ms += ms;
+        self.now.unix_ms += ms as i64;
+        self.engine.tick(self.now);
+        self.step_link();
+        if !self.settling && self.sockets.len() < self.weather.clients {
+            self.connect();
+        }
+        let names: Vec<u64> = self.sockets.keys().copied().collect();
+        for name in names {
+            self.step_socket(name);
+        }
+        self.effects();
+    }
+
+    fn connect(&mut self) {
+        let form = match self.random.u8(..4) {
+            0 => Form::Tcp,
+            1 => Form::Binary,
+            2 => Form::Text,
+            _ => Form::Mixed,
+        };
+        let name = self.next_socket;
+        self.next_socket += 1;
+        let kind = if form == Form::Tcp { TransportKind::Tcp } else { TransportKind::WebSocket };
+        let peer = std::net::Ipv4Addr::new(10, 0, 0, self.random.u8(..));
+        let id = self.engine.accepted(self.now, name, kind, peer.into());
+        let mut client = Client::new(form, id.raw());
+        let to_engine = client.begin();
+        self.sockets.insert(
+            name,
+            Socket {
+                id,
+                client,
+                to_engine,
+                in_flight: None,
+                paused: false,
+                write_shut: false,
+                ended: None,
+                end_told: false,
+                close_at: None,
+                stalled_until: 0,
+            },
+        );
+    }
+
+    fn step_socket(&mut self, name: u64) {
+        let Weather { cut, stall, garbage, .. } = self.weather;
+        let (cut, stall, garbage) = (self.chance(cut), self.chance(stall), self.chance(garbage));
+        let settling = self.settling;
+        let now_ms = self.now.monotonic_ms;
+        let Some(socket) = self.sockets.get_mut(&name) else { return };
+        if let Some(at) = socket.close_at {
+            if at <= now_ms {
+                let socket = self.sockets.remove(&name).expect("found above");
+                self.engine.closed(self.now, socket.id);
+                self.ended_clients.push(socket.client);
+            }
+            return;
+        }
+        if stall && socket.stalled_until < now_ms {
+            socket.stalled_until = now_ms + self.random.u64(..5_000);
+        }
+        if settling {
+            socket.stalled_until = 0;
+        }
+
+        // The client acts.
+        if socket.ended.is_none() {
+            if cut {
+                socket.ended = Some(End::Reset);
+            } else if garbage {
+                let bytes: Vec<u8> = (0..50).map(|_| self.random.u8(..)).collect();
+                socket.to_engine.extend_from_slice(&bytes);
+                socket.client.spoiled = true;
+            } else if socket.write_shut && socket.in_flight.is_none() && self.random.u8(..4) == 0 {
+                socket.ended = Some(End::Fin);
+            } else if !settling && !socket.client.spoiled {
+                let bytes = socket.client.act(&mut self.random);
+                socket.to_engine.extend_from_slice(&bytes);
+            }
+        }
+
+        // The network delivers a piece of what the client wrote.
+        let deliver = !socket.paused && !socket.end_told && !socket.to_engine.is_empty();
+        if deliver && self.random.bool() {
+            let most = socket.to_engine.len().min(1 + self.random.usize(..600));
+            let length = 1 + self.random.usize(..most);
+            let mut piece: Vec<u8> = socket.to_engine.drain(..length).collect();
+            let id = socket.id;
+            self.engine.received(self.now, id, &mut piece);
+            self.effects();
+        }
+        let Some(socket) = self.sockets.get_mut(&name) else { return };
+
+        // A send completes.
+        if let Some((_, at)) = &socket.in_flight {
+            let reset = socket.ended == Some(End::Reset);
+            if reset || (*at <= now_ms && socket.stalled_until <= now_ms) {
+                let (bytes, _) = socket.in_flight.take().expect("found above");
+                if !reset {
+                    socket.client.receive(&bytes);
+                }
+                let id = socket.id;
+                self.engine.sent(self.now, id, !reset);
+                self.effects();
+            }
+        }
+        let Some(socket) = self.sockets.get_mut(&name) else { return };
+
+        // The client's end arrives, after what it wrote if it ended in order.
+        let everything_arrived = socket.to_engine.is_empty() && !socket.paused;
+        let tell = match socket.ended {
+            Some(End::Fin) => everything_arrived,
+            Some(End::Reset) => !socket.paused,
+            None => false,
+        };
+        if tell && !socket.end_told && socket.close_at.is_none() {
+            socket.end_told = true;
+            let id = socket.id;
+            self.engine.receive_ended(self.now, id);
+            self.effects();
+        }
+    }
+
+    fn step_link(&mut self) {
+        let now_ms = self.now.monotonic_ms;
+        match self.link {
+            None => {
+                if now_ms >= self.link_up_at {
+                    let link = LinkId(self.random.u8(..3));
+                    self.link = Some(link);
+                    self.logic.stream_begins();
+                    self.engine.link_up(self.now, link);
+                }
+            }
+            Some(link) => {
+                if self.chance(self.weather.link_loss) {
+                    self.lose_link(link);
+                }
+            }
+        }
+        let Some(link) = self.link else { return };
+        // Arrivals, in order.
+        while self.to_logic.first().is_some_and(|(at, _)| *at <= now_ms) {
+            let (_, batch) = self.to_logic.remove(0);
+            self.logic.receive(batch, &mut self.random);
+        }
+        if let Some(batch) = self.logic.act(&mut self.random, self.settling) {
+            let last = self.to_engine.last().map_or(0, |(at, _)| *at);
+            let at = last.max(now_ms + self.random.u64(..100));
+            self.to_engine.push((at, batch));
+        }
+        while self.to_engine.first().is_some_and(|(at, _)| *at <= now_ms) {
+            let (_, batch) = self.to_engine.remove(0);
+            self.logic.delivered(&batch);
+            self.engine.from_logic(self.now, link, batch);
+            self.effects();
+        }
+    }
+
+    fn lose_link(&mut self, link: LinkId) {
+        self.link = None;
+        self.link_up_at = self.now.monotonic_ms + self.random.u64(..4_000);
+        self.to_logic.clear();
+        self.to_engine.clear();
+        self.logic.stream_ends(self.weather.logic_restarts);
+        self.engine.link_down(self.now, link);
+        self.effects();
+    }
+
+    fn effects(&mut self) {
+        loop {
+            while let Some(effect) = self.engine.poll_effect() {
+                self.perform(effect);
+            }
+            let Some(link) = self.link else { return };
+            // Sometimes there is no room towards logic.
+            if self.random.u8(..3) == 0 {
+                return;
+            }
+            let Some(batch) = self.engine.take_link_batch(link) else { return };
+            let last = self.to_logic.last().map_or(0, |(at, _)| *at);
+            let at = last.max(self.now.monotonic_ms + self.random.u64(..100));
+            self.to_logic.push((at, batch));
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        let now_ms = self.now.monotonic_ms;
+        match effect {
+            Effect::Send { connection, socket: name } => {
+                let socket = self.sockets.get_mut(&name).expect("an effect on a socket that is");
+                assert!(socket.in_flight.is_none(), "one send at a time");
+                assert!(!socket.write_shut, "nothing is sent after the end");
+                assert_eq!(socket.id, connection);
+                let mut bytes = Vec::new();
+                if self.engine.take_send(connection, &mut bytes) {
+                    socket.in_flight = Some((bytes, now_ms + self.random.u64(..200)));
+                }
+            }
+            Effect::ShutdownWrite { socket: name, .. } => {
+                let socket = self.sockets.get_mut(&name).expect("an effect on a socket that is");
+                assert!(socket.in_flight.is_none() && !socket.write_shut);
+                socket.write_shut = true;
+            }
+            Effect::Close { socket: name, .. } => {
+                let socket = self.sockets.get_mut(&name).expect("an effect on a socket that is");
+                assert!(socket.close_at.is_none(), "closed once");
+                socket.close_at = Some(now_ms + self.random.u64(..500));
+                // What was under way is cancelled.
+                socket.in_flight = None;
+            }
+            Effect::PauseReceive { socket: name, .. } => {
+                let socket = self.sockets.get_mut(&name).expect("an effect on a socket that is");
+                assert!(!std::mem::replace(&mut socket.paused, true));
+            }
+            Effect::ResumeReceive { socket: name, .. } => {
+                let socket = self.sockets.get_mut(&name).expect("an effect on a socket that is");
+                assert!(std::mem::replace(&mut socket.paused, false));
+            }
+        }
+    }
+
+    /// Lets everything under way come to its end, then takes the clients and the link away.
+    fn settle(&mut self) {
+        self.settling = true;
+        // Long enough for the slowest link: until nothing is under way, then a little more.
+        for _ in 0..5_000 {
+            self.step();
+            let written = self.sockets.values().all(|socket| socket.to_engine.is_empty());
+            if written && self.link.is_some() && self.engine.counters().requests_in_flight == 0 {
+                break;
+            }
+        }
+        for _ in 0..100 {
+            self.step();
+        }
+        for socket in self.sockets.values_mut() {
+            socket.client.has_settled =
+                !socket.write_shut && socket.ended.is_none() && socket.close_at.is_none();
+            if socket.ended.is_none() {
+                socket.ended = Some(End::Fin);
+            }
+        }
+        for _ in 0..2_000 {
+            self.step();
+        }
+        assert!(self.sockets.is_empty(), "all clients have gone: {:?}", self.sockets);
+        assert!(self.engine.is_empty());
+        let live = self.logic.live_sessions();
+        assert_eq!(live, [] as [u64; 0], "logic has sessions of nobody");
+        let link = self.link.take().expect("the link is up in a settled world");
+        self.engine.link_down(self.now, link);
+        self.effects();
+    }
+}
