@@ -69,6 +69,15 @@ impl Handler for Storm {
     fn woken(&mut self) {}
 }
 
+/// Ends the clients when the test fails, so that it fails instead of hanging.
+struct Calm<'a>(&'a AtomicUsize);
+
+impl Drop for Calm<'_> {
+    fn drop(&mut self) {
+        self.0.store(0, Ordering::Release);
+    }
+}
+
 fn storm(options: Options, connections: usize) {
     let seed = seed();
     let mut random = fastrand::Rng::with_seed(seed);
@@ -78,13 +87,17 @@ fn storm(options: Options, connections: usize) {
     let mut storm = Storm::default();
     let deadline = Instant::now() + Duration::from_secs(120);
     std::thread::scope(|scope| {
+        let _calm = Calm(&left);
         for thread in 0..8 {
             let left = &left;
             scope.spawn(move || {
                 let mut random = fastrand::Rng::with_seed(seed ^ (thread + 1));
                 let take = |value: usize| value.checked_sub(1);
                 while left.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok() {
-                    let Ok(mut stream) = TcpStream::connect(address) else { continue };
+                    let patience = Duration::from_secs(2);
+                    let Ok(mut stream) = TcpStream::connect_timeout(&address, patience) else {
+                        continue;
+                    };
                     stream.set_write_timeout(Some(Duration::from_millis(20))).unwrap();
                     stream.set_read_timeout(Some(Duration::from_millis(2))).unwrap();
                     for _ in 0..random.usize(0..6) {
@@ -97,10 +110,11 @@ fn storm(options: Options, connections: usize) {
             });
         }
         while left.load(Ordering::Acquire) > 0 || driver.sockets() > 0 {
-            if Instant::now() > deadline {
-                left.store(0, Ordering::Release);
-                panic!("the storm does not end: {driver:?} {:?}", storm.lives);
-            }
+            assert!(
+                Instant::now() < deadline,
+                "the storm does not end: {driver:?} {:?}",
+                storm.lives
+            );
             driver.poll(Some(Duration::from_millis(20)), &mut storm).unwrap();
             let changed = std::mem::take(&mut storm.changed);
             for socket in changed {
