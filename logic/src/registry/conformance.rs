@@ -45,7 +45,7 @@ async fn a_session_is_found_until_its_end<R: Registry>(registry: R) {
     assert_eq!(sessions(&registry, "a").await, [first.clone(), second.clone()]);
     assert_eq!(registry.count().await, Ok(Online { users: 1, sessions: 2 }));
     assert_eq!(registry.offline(&first).await, Ok(true));
-    assert_eq!(sessions(&registry, "a").await, [second.clone()]);
+    assert_eq!(sessions(&registry, "a").await, std::slice::from_ref(&second));
     assert_eq!(registry.offline(&second).await, Ok(true));
     assert_eq!(registry.count().await, Ok(Online::default()));
 }
@@ -65,7 +65,7 @@ async fn a_late_end_spares_a_newer_session<R: Registry>(registry: R) {
     registry.online(old.clone()).await.expect("online");
     assert_eq!(registry.online(new.clone()).await, Ok(vec![]), "it took the old one's place");
     assert_eq!(registry.offline(&old).await, Ok(false));
-    assert_eq!(sessions(&registry, "a").await, [new.clone()]);
+    assert_eq!(sessions(&registry, "a").await, std::slice::from_ref(&new));
     let mut elsewhere = new.clone();
     elsewhere.address.gateway = GatewayKey(2);
     assert_eq!(registry.offline(&elsewhere).await, Ok(false), "another life of the gateway");
