@@ -69,3 +69,107 @@ mod cursors {
     use super::*;
     conformance::conformance_tests!(bed(2));
 }
+
+mod crash;
+
+#[tokio::test]
+async fn a_directory_of_something_else_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("letter.txt"), "dear").unwrap();
+    let error = EmbeddedStore::open(options(directory.path())).err().unwrap();
+    assert!(matches!(error, StoreError::Format { .. }), "{error}");
+    assert!(error.to_string().contains("letter.txt"), "{error}");
+    assert!(!directory.path().join("data").exists());
+
+    let directory = tempfile::tempdir().unwrap();
+    EmbeddedStore::open(options(directory.path())).unwrap().close().await.unwrap();
+    let format = directory.path().join("FORMAT");
+    std::fs::write(&format, "millrace embedded store 2\n").unwrap();
+    let error = EmbeddedStore::open(options(directory.path())).err().unwrap();
+    assert!(error.to_string().contains("store 2"), "{error}");
+    std::fs::write(&format, "millrace embedded store 1\n").unwrap();
+    EmbeddedStore::open(options(directory.path())).unwrap().close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_commits_and_goes_on_reading() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(options(directory.path())).unwrap();
+    store.commit(vec![append("a", "b", "1")]).await.unwrap();
+    store.close().await.unwrap();
+
+    let full = Options { free_bytes_min: u64::MAX, ..options(directory.path()) };
+    let store = EmbeddedStore::open(full).unwrap();
+    let version = store.version();
+    for _ in 0..2 {
+        let error = store.commit(vec![append("a", "b", "2")]).await.unwrap_err();
+        assert!(matches!(error, StoreError::Full(_)), "{error}");
+        assert_eq!(error.code(), millrace_protocol::Code::OverCapacity);
+    }
+    assert_eq!(store.version(), version);
+    // A retry of what is stored needs no space.
+    let outcomes = store.commit(vec![append("a", "b", "1")]).await.unwrap();
+    assert!(matches!(outcomes[..], [Outcome::Appended { duplicate: true, .. }]));
+    let id = crate::storage::conversation_id::single("a", "b");
+    assert_eq!(store.page("a", &id, 0, 0, 10, false).await.unwrap().messages.len(), 1);
+    store.close().await.unwrap();
+
+    let store = EmbeddedStore::open(options(directory.path())).unwrap();
+    let outcomes = store.commit(vec![append("a", "b", "2")]).await.unwrap();
+    let [Outcome::Appended { message, duplicate: false, .. }] = &outcomes[..] else {
+        panic!("{outcomes:?}")
+    };
+    assert_eq!(message.sequence, 2, "the refused commits took no sequence");
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_group_that_grew_large_needs_no_pointers() {
+    let bed = bed(3);
+    let store = conformance::Bed::open(&bed).await;
+    let group = |members: &[&str]| Write::CreateGroup {
+        group_id: "g".into(),
+        name: String::new(),
+        avatar: String::new(),
+        members: members.iter().map(|id| (*id).to_owned()).collect(),
+        members_max: 0,
+        created_at_ms: 0,
+    };
+    let change = |add: bool, user: &str| {
+        let (group_id, user_ids) = ("g".into(), vec![user.into()]);
+        match add {
+            true => Write::AddMembers { group_id, user_ids },
+            false => Write::RemoveMembers { group_id, user_ids },
+        }
+    };
+    let rows = |store: &EmbeddedStore| {
+        let tables = store.tables.read().unwrap().clone().unwrap();
+        let mut pointers = 0;
+        for user in ["a", "b", "c", "d"] {
+            let key = keys::user(user, "g:g", keys::UserRow::Pointer);
+            let pointer: Option<rows::PointerRow> = tables.get(keys::Table::Users, &key).unwrap();
+            pointers += pointer.map_or(0, |pointer| pointer.max_sequence);
+        }
+        pointers
+    };
+    store.commit(vec![group(&["a", "b", "c"])]).await.unwrap();
+    store.commit(vec![conformance::to_group("a", "g", "1")]).await.unwrap();
+    assert_eq!(rows(&store), 3);
+    store.commit(vec![change(true, "d")]).await.unwrap();
+    store.commit(vec![conformance::to_group("a", "g", "2")]).await.unwrap();
+    assert_eq!(rows(&store), 3, "no pointer was written");
+    let sequences = |messages: Vec<chat::Message>| {
+        messages.iter().map(|message| message.sequence).collect::<Vec<_>>()
+    };
+    assert_eq!(sequences(store.undelivered("b", u64::MAX, 9, 9).await.unwrap()), [1, 2]);
+    assert_eq!(sequences(store.undelivered("d", u64::MAX, 9, 9).await.unwrap()), [2]);
+    // It has shrunk again, but the pointers stay behind.
+    store.commit(vec![change(false, "d"), change(false, "c")]).await.unwrap();
+    store.commit(vec![conformance::to_group("a", "g", "3")]).await.unwrap();
+    assert_eq!(rows(&store), 3);
+    assert_eq!(sequences(store.undelivered("b", u64::MAX, 9, 9).await.unwrap()), [1, 2, 3]);
+    assert_eq!(sequences(store.undelivered("c", u64::MAX, 9, 9).await.unwrap()), [1, 2]);
+    let page = store.conversations("b", 0, 9).await.unwrap();
+    assert_eq!((page.conversations[0].unread, page.conversations[0].version), (3, page.version));
+    store.close().await.unwrap();
+}
