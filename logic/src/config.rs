@@ -211,6 +211,8 @@ pub struct CatchUp {
     pub in_flight_max: usize,
     /// See [`ChatSettings::catch_up_held_max`].
     pub held_max: usize,
+    /// See [`ChatSettings::catch_up_held_bytes_max`].
+    pub held_bytes_max: ByteSize,
     /// See [`ChatSettings::catch_up_burst_bytes_max`].
     pub burst_bytes_max: ByteSize,
     /// See [`ChatSettings::catch_up_pause`].
@@ -359,6 +361,7 @@ impl Default for CatchUp {
             conversations_max: chat.catch_up_conversations_max,
             in_flight_max: chat.catch_ups_in_flight_max,
             held_max: chat.catch_up_held_max,
+            held_bytes_max: ByteSize::from_bytes(chat.catch_up_held_bytes_max as u64),
             burst_bytes_max: ByteSize::from_bytes(chat.catch_up_burst_bytes_max as u64),
             pause: Duration::from_millis(chat.catch_up_pause.as_millis() as u64),
         }
@@ -564,6 +567,7 @@ impl Config {
             catch_up_burst_bytes_max: self.catch_up.burst_bytes_max.as_usize(),
             catch_up_pause: self.catch_up.pause.as_std(),
             catch_up_held_max: self.catch_up.held_max,
+            catch_up_held_bytes_max: self.catch_up.held_bytes_max.as_usize(),
             reports_queued_max: limits.reports_queued_max,
             frames_per_second_max: limits.frames_per_second_max,
             frames_burst_max: limits.frames_burst_max,

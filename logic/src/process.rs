@@ -13,7 +13,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 use crate::{
     admin::{self, Admin},
     api::{Api, Guard},
-    bus::{MemoryBus, MemoryBusSettings},
+    bus::{Bus, MemoryBus, MemoryBusSettings},
     chat::{Chat, Foundation},
     config::Config,
     grpc,
@@ -81,6 +81,7 @@ pub struct Logic {
     server: Server,
     chat: Arc<Chat>,
     store: Arc<dyn Store>,
+    bus: Arc<dyn Bus>,
     leaving: watch::Sender<bool>,
     doors: Vec<JoinHandle<()>>,
     shutdown_timeout: Duration,
@@ -113,10 +114,11 @@ impl Logic {
         let grpc_door = listen("grpc", config.grpc.listen.0).await?;
         let admin_door = listen("admin", config.admin.listen.0).await?;
         let store = open_store(&config).await?;
+        let bus: Arc<dyn Bus> = Arc::new(MemoryBus::new(MemoryBusSettings::default()));
         let foundation = Foundation {
             store: store.clone(),
             registry: Arc::new(MemoryRegistry::new(MemoryRegistrySettings::default())),
-            bus: Arc::new(MemoryBus::new(MemoryBusSettings::default())),
+            bus: bus.clone(),
             verifier: Arc::new(verifier),
         };
         let mut chat = None;
@@ -161,6 +163,7 @@ impl Logic {
             server,
             chat,
             store,
+            bus,
             leaving,
             doors,
             shutdown_timeout: config.shutdown_timeout.as_std(),
@@ -180,6 +183,11 @@ impl Logic {
     /// Where business services call, if that door is open.
     pub fn http_address(&self) -> Option<SocketAddr> {
         self.addresses.http
+    }
+
+    /// The topics that clients' reports are put on, for a business service in this process.
+    pub fn bus(&self) -> Arc<dyn Bus> {
+        self.bus.clone()
     }
 
     /// Leaves in order: the gateways are told and nothing more is read from them, what was read is

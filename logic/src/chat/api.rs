@@ -33,7 +33,7 @@ impl Chat {
     /// Sends a write through the chain and waits until it is durable.
     async fn change(&self, write: Write) -> Result<Outcome, Refused> {
         let gone = || self.with_delay(Code::LogicUnavailable);
-        let writes = self.writes().ok_or_else(gone)?;
+        let writes = self.intake().ok_or_else(gone)?.writes.clone();
         let (caller, outcome) = oneshot::channel();
         let job = Job { write, origin: Origin::Api(caller), received_at: Instant::now() };
         writes.send(job).await.map_err(|_| gone())?;

@@ -1,9 +1,7 @@
 //! Pushes what a session has missed: the newest undelivered messages of each conversation, once
 //! after a login and again whenever its gateway's link was down.
 //!
-//! The lifecycle task takes sessions in the order they came, tells the registry, applies the
-//! device policy and starts a bounded number of catch-ups. [`super::online`] explains why nothing
-//! is pushed twice and nothing is missed.
+//! [`super::online`] explains why nothing is pushed twice and nothing is missed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,54 +12,43 @@ use tokio::{sync::Semaphore, time::sleep};
 
 use super::{
     Core,
-    online::{Finished, Lifecycle, Pushed},
-    presence,
+    online::{Finished, Pushed},
     sync::send_deliver,
 };
 
-/// Runs until [`Core::stop`]; then only the ends of sessions would still be interesting, and the
-/// store has nothing of them.
-pub(crate) async fn run_lifecycle(core: Arc<Core>) {
+/// Starts catch-ups, a bounded number at once, until [`Core::stop`].
+pub(crate) async fn run(core: Arc<Core>) {
     let permits = Arc::new(Semaphore::new(core.settings.catch_ups_in_flight_max.max(1)));
     loop {
-        let Some(next) = core.online.next_lifecycle() else {
-            tokio::select! {
-                () = core.lifecycle_waker.notified() => continue,
-                () = core.stop.cancelled() => return,
-            }
-        };
-        let session = match next {
-            Lifecycle::Started(session) => {
-                presence::started(&core, &session, false).await;
-                session
-            }
-            Lifecycle::Replayed(session) => {
-                presence::started(&core, &session, true).await;
-                session
-            }
-            Lifecycle::Kept(session) => session,
-            Lifecycle::Ended(session) => {
-                presence::ended(&core, &session).await;
-                continue;
-            }
-        };
         let permit = tokio::select! {
             permit = permits.clone().acquire_owned() => permit,
-            () = core.stop.cancelled() => return,
+            () = core.stop.said() => return,
+        };
+        let (session, round) = loop {
+            match core.online.next_catch_up() {
+                Some(next) => break next,
+                None => tokio::select! {
+                    () = core.catch_up_waker.notified() => {}
+                    () = core.stop.said() => return,
+                },
+            }
         };
         let core = core.clone();
         tokio::spawn(async move {
-            catch_up(&core, &session).await;
+            catch_up(&core, &session, round).await;
             drop(permit);
         });
     }
 }
 
-async fn catch_up(core: &Core, session: &Session) {
+async fn catch_up(core: &Core, session: &Session, mut round: u64) {
     let settings = &core.settings;
     for attempt in 0..settings.catch_up_attempts_max.max(1) {
-        let Some(round) = core.online.begin_catch_up(session) else { return };
-        // After `begin`: what is committed later than this is held back for the session.
+        if attempt > 0 {
+            let Some(next) = core.online.begin_catch_up(session) else { return };
+            round = next;
+        }
+        // What is committed after this is held back: the round has begun.
         let as_of = core.store.version();
         let undelivered = core
             .store
@@ -80,6 +67,9 @@ async fn catch_up(core: &Core, session: &Session) {
                 continue;
             }
         };
+        if !core.online.is_catching_up(session, round) {
+            return;
+        }
         core.metrics.catch_ups.inc();
         core.metrics.catch_up_messages.inc_by(messages.len() as u64);
         let mut pushed = Pushed { as_of, highest: Default::default() };

@@ -11,8 +11,8 @@
 //! 2. `processor`: batches, one durable commit each; while one commits, the next gathers
 //! 3. `sync`: replies and deliveries, in commit order, from one task
 //!
-//! Beside it run `reads` (pulls and look-ups), `reports` (to the bus) and `catch_up` (what a
-//! session has missed). `online` is the table of connected sessions, and explains how nothing is
+//! Beside it run `reads` (pulls and look-ups), `reports` (to the bus), `presence` (the registry and
+//! the device policy) and `catch_up` (what a session has missed). `online` is the table of connected sessions, and explains how nothing is
 //! pushed twice in a steady run and nothing is missed. `api` serves business services through the
 //! same chain.
 //!
@@ -22,6 +22,8 @@
 //!   get a `DELIVER` like everybody.
 //! - Receipts go to the other members' devices and to the user's own other devices; in
 //!   conversations above `receipt_members_max` to the own devices only.
+//! - The delivered cursor moves by `DELIVER_ACK` alone, so a client acknowledges what it has sent
+//!   itself like anything else; until then its next login pushes it again.
 //! - What a login pushes is bounded; everything else is found by `PULL_CONVERSATIONS` and
 //!   `PULL_MESSAGES`. Their replies are bounded in bytes, so `complete` may be false although
 //!   fewer than `limit` came.
@@ -43,10 +45,7 @@ mod settings;
 mod sync;
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -60,7 +59,7 @@ use tokio::{
 
 use crate::{bus::Bus, login::TokenVerifier, registry::Registry, storage::Store};
 use metrics::{CodeLabel, QueueLabel, TransportLabel};
-use online::{Online, Rates};
+use online::{HeldMax, Online, Rates};
 use processor::Job;
 use rate::Rate;
 use reports::Business;
@@ -83,11 +82,17 @@ pub struct Foundation {
 /// See the module.
 pub struct Chat {
     core: Arc<Core>,
-    /// Gone once the chain is being drained.
-    writes: Mutex<Option<mpsc::Sender<Job>>>,
-    reads: mpsc::Sender<Inbound>,
-    reports: mpsc::Sender<Business>,
-    chain: Mutex<Vec<JoinHandle<()>>>,
+    /// Gone once everything under way is being drained.
+    intake: Mutex<Option<Arc<Intake>>>,
+    /// The tasks that end when the intake is gone and they have dealt with what they have.
+    stages: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// Where the first stage puts things. While it lives, more may come.
+pub(crate) struct Intake {
+    pub writes: mpsc::Sender<Job>,
+    pub reads: mpsc::Sender<Inbound>,
+    pub reports: mpsc::Sender<Business>,
 }
 
 /// What the stages share.
@@ -101,35 +106,29 @@ pub(crate) struct Core {
     pub online: Online,
     pub metrics: Metrics,
     pub lifecycle_waker: Notify,
+    pub catch_up_waker: Notify,
     pub stop: Stop,
 }
 
 /// Says once that the process is leaving.
-pub(crate) struct Stop {
-    said: AtomicBool,
-    watch: watch::Sender<bool>,
-}
+pub(crate) struct Stop(watch::Sender<bool>);
 
 impl Stop {
-    fn new() -> Self {
-        Self { said: AtomicBool::new(false), watch: watch::Sender::new(false) }
-    }
-
     fn say(&self) {
-        self.said.store(true, Ordering::Release);
-        self.watch.send_replace(true);
+        self.0.send_replace(true);
     }
 
-    pub(crate) async fn cancelled(&self) {
-        let mut watch = self.watch.subscribe();
+    /// Waits until it is said.
+    pub(crate) async fn said(&self) {
         // The sender lives in this value, so it cannot be gone.
+        let mut watch = self.0.subscribe();
         let _said = watch.wait_for(|said| *said).await;
     }
 }
 
 impl Core {
     pub(crate) fn is_stopping(&self) -> bool {
-        self.stop.said.load(Ordering::Acquire)
+        *self.stop.0.borrow()
     }
 
     pub(crate) fn count_refusal(&self, code: Code) {
@@ -166,12 +165,16 @@ impl Chat {
                 burst_max: settings.messages_burst_max,
             },
         };
+        let held_max = HeldMax {
+            messages: settings.catch_up_held_max,
+            bytes: settings.catch_up_held_bytes_max,
+        };
         let (writes, jobs) = mpsc::channel(settings.writes_queued_max.max(1));
         let (commits, committed) = mpsc::channel(settings.commits_queued_max.max(1));
         let (reads, to_read) = mpsc::channel(settings.reads_queued_max.max(1));
         let (reports, to_publish) = mpsc::channel(settings.reports_queued_max.max(1));
         let core = Arc::new(Core {
-            online: Online::new(rates, settings.catch_up_held_max),
+            online: Online::new(rates, held_max),
             settings,
             store: foundation.store,
             registry: foundation.registry,
@@ -180,22 +183,19 @@ impl Chat {
             gateways,
             metrics: Metrics::default(),
             lifecycle_waker: Notify::new(),
-            stop: Stop::new(),
+            catch_up_waker: Notify::new(),
+            stop: Stop(watch::Sender::new(false)),
         });
-        let chain = vec![
+        let stages = vec![
             tokio::spawn(processor::run(core.clone(), jobs, commits)),
             tokio::spawn(sync::run(core.clone(), committed)),
+            tokio::spawn(reads::run(core.clone(), to_read)),
+            tokio::spawn(reports::run(core.clone(), to_publish)),
         ];
-        tokio::spawn(reads::run(core.clone(), to_read));
-        tokio::spawn(reports::run(core.clone(), to_publish));
-        tokio::spawn(catch_up::run_lifecycle(core.clone()));
-        Arc::new(Self {
-            core,
-            writes: Mutex::new(Some(writes)),
-            reads,
-            reports,
-            chain: Mutex::new(chain),
-        })
+        tokio::spawn(presence::run(core.clone()));
+        tokio::spawn(catch_up::run(core.clone()));
+        let intake = Arc::new(Intake { writes, reads, reports });
+        Arc::new(Self { core, intake: Mutex::new(Some(intake)), stages: Mutex::new(stages) })
     }
 
     /// Takes no new requests (they are answered `logic_unavailable`, for the client to try again),
@@ -203,14 +203,11 @@ impl Chat {
     /// that was done in time.
     pub async fn drain(&self, time: Duration) -> bool {
         self.core.stop.say();
-        let chain = {
-            self.writes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-            std::mem::take(
-                &mut *self.chain.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
-            )
-        };
+        drop(self.intake.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let stages =
+            std::mem::take(&mut *self.stages.lock().unwrap_or_else(PoisonError::into_inner));
         let done = timeout(time, async {
-            for stage in chain {
+            for stage in stages {
                 if let Err(error) = stage.await {
                     tracing::error!(%error, "a stage of the chain had failed");
                 }
@@ -239,21 +236,28 @@ impl Chat {
                 metrics.queued_max.get_or_create(&QueueLabel { queue }).set(max as i64);
             }
         };
-        let depth = |free: usize, max: usize| max.saturating_sub(free);
-        if let Some(writes) = self.writes() {
-            let max = writes.max_capacity();
-            gauge("writes", depth(writes.capacity(), max), max);
+        if let Some(intake) = self.intake() {
+            let Intake { writes, reads, reports } = &*intake;
+            gauge("writes", writes.max_capacity() - writes.capacity(), writes.max_capacity());
+            gauge("reads", reads.max_capacity() - reads.capacity(), reads.max_capacity());
+            gauge("reports", reports.max_capacity() - reports.capacity(), reports.max_capacity());
         }
-        let max = self.reads.max_capacity();
-        gauge("reads", depth(self.reads.capacity(), max), max);
-        let max = self.reports.max_capacity();
-        gauge("reports", depth(self.reports.capacity(), max), max);
-        gauge("lifecycle", self.core.online.lifecycle_queued(), 0);
+        let (lifecycle, catch_ups) = self.core.online.queued();
+        gauge("lifecycle", lifecycle, 0);
+        gauge("catch_ups", catch_ups, 0);
         metrics.encode()
     }
 
-    pub(crate) fn writes(&self) -> Option<mpsc::Sender<Job>> {
-        self.writes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    /// The way in; `None` once it is closed.
+    pub(crate) fn intake(&self) -> Option<Arc<Intake>> {
+        self.intake.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Chat {
+    /// Without a drain, too, no task outlives its chat.
+    fn drop(&mut self) {
+        self.core.stop.say();
     }
 }
 
@@ -268,6 +272,7 @@ impl Backend for Chat {
     fn session_started(&self, session: Arc<Session>) {
         self.core.online.start(session, false);
         self.core.lifecycle_waker.notify_one();
+        self.core.catch_up_waker.notify_one();
     }
 
     async fn refresh(&self, session: Arc<Session>, token: String) -> Result<i64, Refused> {
@@ -297,5 +302,6 @@ impl Backend for Chat {
             self.core.online.keep(session);
         }
         self.core.lifecycle_waker.notify_one();
+        self.core.catch_up_waker.notify_one();
     }
 }

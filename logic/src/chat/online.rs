@@ -1,9 +1,9 @@
 //! Who is connected to this logic process, and how far each session is in being caught up.
 //!
-//! A table in memory: users, their sessions, their rates, and the queue of sessions that
-//! the lifecycle task has yet to deal with. It sends nothing and waits for nothing; its lock is
-//! held for moments. Its size follows the sessions of the connected gateways, which their
-//! `connections_max` bounds; the queue holds at most a few entries a session.
+//! A table in memory: users, their sessions and rates, and two queues of sessions, one for the
+//! lifecycle task and one for catch-ups. It sends nothing and waits for nothing; its lock is held
+//! for moments. Its size follows the sessions of the connected gateways, which the SDK bounds; the
+//! queues hold a few entries a session at most.
 //!
 //! # How nothing is pushed twice and nothing is missed
 //! A session starts *catching up*: what is committed from then on is held back for it
@@ -24,6 +24,7 @@ use millrace_protocol::{
     chat::Message,
     link::{Encoding, Transport},
 };
+use prost::Message as _;
 
 use super::rate::{Bucket, Rate};
 
@@ -32,12 +33,10 @@ pub(crate) type Receiver = (SessionAddress, Encoding);
 
 /// What the lifecycle task has to do, in order.
 pub(crate) enum Lifecycle {
-    /// A session that logged in: presence, device policy, catch-up.
+    /// A session that logged in: presence, device policy.
     Started(Arc<Session>),
     /// A session that logged in when another life of logic served it: the same.
     Replayed(Arc<Session>),
-    /// A session whose link was down for a while: catch-up.
-    Kept(Arc<Session>),
     /// A session that is gone.
     Ended(Arc<Session>),
 }
@@ -49,10 +48,17 @@ pub(crate) struct Rates {
     pub messages: Rate,
 }
 
+/// How much is held back for one session that is catching up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeldMax {
+    pub messages: usize,
+    pub bytes: usize,
+}
+
 /// See the module.
 pub(crate) struct Online {
     rates: Rates,
-    held_max: usize,
+    held_max: HeldMax,
     started_at: Instant,
     table: Mutex<Table>,
 }
@@ -62,6 +68,8 @@ struct Table {
     users: HashMap<Arc<str>, User>,
     sessions: usize,
     lifecycle: VecDeque<Lifecycle>,
+    /// Sessions to be caught up, with the round that asked for it.
+    catch_ups: VecDeque<(Arc<Session>, u64)>,
     /// Deliveries of every commit up to this version were handed out.
     delivered_version: u64,
     /// Catch-ups begun so far; numbers them, so that a late result is never taken for a newer one.
@@ -84,11 +92,22 @@ enum Delivery {
         /// Which catch-up; a result of an earlier one is void.
         round: u64,
         held: Vec<Message>,
+        held_bytes: usize,
         overflowed: bool,
     },
     /// Everything new goes out. `pushed` is kept only while deliveries of commits that the
     /// catch-up has read may still come.
     Live { pushed: Option<Box<Pushed>> },
+}
+
+impl Delivery {
+    fn catching_up(round: u64) -> Self {
+        Self::CatchingUp { round, held: Vec::new(), held_bytes: 0, overflowed: false }
+    }
+
+    fn is_round(&self, wanted: u64) -> bool {
+        matches!(self, Self::CatchingUp { round, .. } if *round == wanted)
+    }
 }
 
 /// What a catch-up has pushed.
@@ -118,7 +137,7 @@ pub(crate) enum Finished {
 }
 
 impl Online {
-    pub(crate) fn new(rates: Rates, held_max: usize) -> Self {
+    pub(crate) fn new(rates: Rates, held_max: HeldMax) -> Self {
         Self { rates, held_max, started_at: Instant::now(), table: Mutex::default() }
     }
 
@@ -152,11 +171,11 @@ impl Online {
         if user.sessions.iter().any(|e| e.session.address == session.address) {
             return;
         }
-        user.sessions.push(Entry {
-            session: session.clone(),
-            delivery: Delivery::CatchingUp { round: 0, held: Vec::new(), overflowed: false },
-        });
+        table.rounds += 1;
+        let delivery = Delivery::catching_up(table.rounds);
+        user.sessions.push(Entry { session: session.clone(), delivery });
         table.sessions += 1;
+        table.catch_ups.push_back((session.clone(), table.rounds));
         table.lifecycle.push_back(match replayed {
             false => Lifecycle::Started(session),
             true => Lifecycle::Replayed(session),
@@ -166,8 +185,8 @@ impl Online {
     /// The link of a session was down: what was sent meanwhile is lost, so it catches up again.
     pub(crate) fn keep(&self, session: Arc<Session>) {
         let mut table = self.table();
-        if table.begin_catch_up(&session).is_some() {
-            table.lifecycle.push_back(Lifecycle::Kept(session));
+        if let Some(round) = table.begin_catch_up(&session) {
+            table.catch_ups.push_back((session, round));
         }
     }
 
@@ -195,9 +214,24 @@ impl Online {
         self.table().lifecycle.pop_front()
     }
 
-    /// How much waits for the lifecycle task.
-    pub(crate) fn lifecycle_queued(&self) -> usize {
-        self.table().lifecycle.len()
+    /// The next session to be caught up, and the round that begins with this call. Sessions that
+    /// have gone, or asked again, are passed over.
+    pub(crate) fn next_catch_up(&self) -> Option<(Arc<Session>, u64)> {
+        let mut table = self.table();
+        while let Some((session, asked)) = table.catch_ups.pop_front() {
+            let entry = table.entry(&session.user_id, session.address);
+            if entry.is_some_and(|entry| entry.delivery.is_round(asked)) {
+                let round = table.begin_catch_up(&session)?;
+                return Some((session, round));
+            }
+        }
+        None
+    }
+
+    /// How much waits for the lifecycle task, and for a catch-up.
+    pub(crate) fn queued(&self) -> (usize, usize) {
+        let table = self.table();
+        (table.lifecycle.len(), table.catch_ups.len())
     }
 
     /// Takes the frames of one batch off their users' rates: `message` says whether a frame is a
@@ -233,9 +267,9 @@ impl Online {
     /// Whether this round of a catch-up is still wanted.
     pub(crate) fn is_catching_up(&self, session: &Session, wanted: u64) -> bool {
         let mut table = self.table();
-        table.entry(&session.user_id, session.address).is_some_and(
-            |e| matches!(e.delivery, Delivery::CatchingUp { round, .. } if round == wanted),
-        )
+        table
+            .entry(&session.user_id, session.address)
+            .is_some_and(|entry| entry.delivery.is_round(wanted))
     }
 
     /// Ends a catch-up: `send` gets the messages that were held back, without those pushed, and
@@ -252,7 +286,7 @@ impl Online {
         let Some(entry) = table.entry(&session.user_id, session.address) else {
             return Finished::Void;
         };
-        let Delivery::CatchingUp { round, held, overflowed } = &mut entry.delivery else {
+        let Delivery::CatchingUp { round, held, overflowed, .. } = &mut entry.delivery else {
             return Finished::Void;
         };
         if *round != finished_round {
@@ -286,7 +320,7 @@ impl Online {
 
 /// The table, locked while the deliveries of one commit are handed out.
 pub(crate) struct Deliveries<'a> {
-    held_max: usize,
+    held_max: HeldMax,
     table: MutexGuard<'a, Table>,
 }
 
@@ -308,12 +342,15 @@ impl Deliveries<'_> {
                     continue;
                 }
                 match &mut entry.delivery {
-                    Delivery::CatchingUp { held, overflowed, .. } => {
-                        if held.len() < self.held_max {
+                    Delivery::CatchingUp { overflowed: true, .. } => {}
+                    Delivery::CatchingUp { held, held_bytes, overflowed, .. } => {
+                        *held_bytes += message.encoded_len();
+                        if held.len() < self.held_max.messages && *held_bytes <= self.held_max.bytes
+                        {
                             held.push(message.clone());
-                        } else if !*overflowed {
+                        } else {
                             *overflowed = true;
-                            held.clear();
+                            *held = Vec::new();
                         }
                     }
                     Delivery::Live { pushed } => {
@@ -366,8 +403,11 @@ impl Table {
     fn begin_catch_up(&mut self, session: &Session) -> Option<u64> {
         let next = self.rounds + 1;
         let entry = self.entry(&session.user_id, session.address)?;
-        entry.delivery = Delivery::CatchingUp { round: next, held: Vec::new(), overflowed: false };
+        entry.delivery = Delivery::catching_up(next);
         self.rounds = next;
         Some(next)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use millrace_logic_sdk::{Accepted, Login, Refused, Session};
 use millrace_protocol::Code;
 use tokio::time::sleep;
 
-use super::{Core, receiver::unix_ms};
+use super::{Core, online::Lifecycle, receiver::unix_ms};
 use crate::{
     login::{WhenFull, authenticate},
     registry::{RegistryError, SessionRecord},
@@ -63,8 +63,24 @@ pub(crate) async fn refresh(core: &Core, session: &Session, token: &str) -> Resu
     Ok(verified.expires_at_ms)
 }
 
+/// Tells the registry of every start and end, in order, and applies the device policy, until
+/// [`Core::stop`]: the registry of this process ends with it.
+pub(crate) async fn run(core: Arc<Core>) {
+    loop {
+        match core.online.next_lifecycle() {
+            Some(Lifecycle::Started(session)) => started(&core, &session, false).await,
+            Some(Lifecycle::Replayed(session)) => started(&core, &session, true).await,
+            Some(Lifecycle::Ended(session)) => ended(&core, &session).await,
+            None => tokio::select! {
+                () = core.lifecycle_waker.notified() => {}
+                () = core.stop.said() => return,
+            },
+        }
+    }
+}
+
 /// A session has started: it is online, and others may have to go.
-pub(crate) async fn started(core: &Core, session: &Arc<Session>, replayed: bool) {
+async fn started(core: &Core, session: &Arc<Session>, replayed: bool) {
     let new = SessionRecord::from(&**session);
     let online = told(core, || core.registry.online(new.clone())).await;
     let Some(mut others) = online else { return };
@@ -91,7 +107,7 @@ pub(crate) async fn started(core: &Core, session: &Arc<Session>, replayed: bool)
 }
 
 /// A session is over.
-pub(crate) async fn ended(core: &Core, session: &Arc<Session>) {
+async fn ended(core: &Core, session: &Arc<Session>) {
     let record = SessionRecord::from(&**session);
     told(core, || core.registry.offline(&record)).await;
 }

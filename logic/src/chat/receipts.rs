@@ -95,3 +95,42 @@ impl Receipts {
         out
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::Arc,
+        time::{Duration, Instant},
+    };
+
+    use super::Receipts;
+    use crate::chat::{
+        online::{HeldMax, Online, Rates},
+        rate::Rate,
+    };
+
+    #[test]
+    fn the_first_cursor_sets_the_time_and_a_full_table_is_due_at_once() {
+        let interval = Duration::from_millis(200);
+        let mut receipts = Receipts::new(interval, 100, 2);
+        assert_eq!(receipts.due(), None);
+        let began = Instant::now();
+        let members: crate::storage::Members = Arc::from([Arc::from("alice")]);
+        let note = |receipts: &mut Receipts, after_ms, user: &str| {
+            let now = began + Duration::from_millis(after_ms);
+            receipts.note(now, "c".into(), user.into(), 1, 0, members.clone(), None);
+        };
+        note(&mut receipts, 0, "alice");
+        note(&mut receipts, 150, "alice");
+        assert_eq!(receipts.due(), Some(began + interval));
+        note(&mut receipts, 160, "bob");
+        assert_eq!(receipts.due(), Some(began + Duration::from_millis(160)));
+
+        // Nobody is online: nothing is to be sent, and nothing is kept.
+        let rate = Rate { per_second_max: 1, burst_max: 1 };
+        let held = HeldMax { messages: 1, bytes: 1 };
+        let online = Online::new(Rates { frames: rate, messages: rate }, held);
+        assert!(receipts.take(&online.deliveries()).is_empty());
+        assert_eq!(receipts.due(), None);
+    }
+}

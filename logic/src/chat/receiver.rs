@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::{
-    Chat, Core,
+    Chat, Core, Intake,
     processor::{Job, Origin},
     reports::Business,
     sync,
@@ -41,7 +41,7 @@ impl Chat {
     pub(crate) async fn receive(&self, frames: Vec<Inbound>) {
         let core = &self.core;
         core.metrics.frames_received.inc_by(frames.len() as u64);
-        let Some(writes) = self.writes() else {
+        let Some(intake) = self.intake() else {
             let code = Code::LogicUnavailable;
             return frames.iter().for_each(|f| core.refuse(f, code, code.sentence()));
         };
@@ -55,7 +55,7 @@ impl Chat {
         );
         for (inbound, verdict) in frames.into_iter().zip(verdicts) {
             match verdict {
-                Ok(()) => self.receive_one(&writes, inbound).await,
+                Ok(()) => self.receive_one(&intake, inbound).await,
                 Err(wait_ms) => {
                     core.count_refusal(Code::RateLimited);
                     inbound.refuse(Code::RateLimited, Code::RateLimited.sentence(), wait_ms);
@@ -64,8 +64,9 @@ impl Chat {
         }
     }
 
-    async fn receive_one(&self, writes: &mpsc::Sender<Job>, inbound: Inbound) {
+    async fn receive_one(&self, intake: &Intake, inbound: Inbound) {
         let core = &*self.core;
+        let writes = &intake.writes;
         match inbound.command {
             command::SEND_MESSAGE => {
                 let Some(message) = decode::<SendMessage>(core, &inbound) else { return };
@@ -103,14 +104,14 @@ impl Chat {
             | command::PULL_CONVERSATIONS
             | command::GROUP_BY_ID
             | command::TYPING => {
-                if let Err(inbound) = enqueue(&self.reads, inbound).await {
+                if let Err(inbound) = enqueue(&intake.reads, inbound).await {
                     core.refuse(&inbound, Code::Internal, Code::Internal.sentence());
                 }
             }
             command::JOIN_ROOM => join_room(core, &inbound),
             command::LEAVE_ROOM => leave_room(core, &inbound),
             command::ROOM_MESSAGE => room_message(core, &inbound),
-            command::REPORT => self.report(inbound).await,
+            command::REPORT => report(core, intake, inbound).await,
             _ => {
                 let code = Code::UnknownCommand;
                 let name = command::name(inbound.command);
@@ -122,17 +123,17 @@ impl Chat {
             }
         }
     }
+}
 
-    async fn report(&self, inbound: Inbound) {
-        let core = &self.core;
-        let Some(report) = decode::<Report>(core, &inbound) else { return };
-        if let Err(error) = check_name(&report.destination) {
-            return core.refuse(&inbound, Code::BadRequest, &error.to_string());
-        }
-        let business = Business { report, inbound };
-        if let Err(business) = enqueue(&self.reports, business).await {
-            core.refuse(&business.inbound, Code::Internal, Code::Internal.sentence());
-        }
+/// Queues a report for the bus.
+async fn report(core: &Core, intake: &Intake, inbound: Inbound) {
+    let Some(report) = decode::<Report>(core, &inbound) else { return };
+    if let Err(error) = check_name(&report.destination) {
+        return core.refuse(&inbound, Code::BadRequest, &error.to_string());
+    }
+    let business = Business { report, inbound };
+    if let Err(business) = enqueue(&intake.reports, business).await {
+        core.refuse(&business.inbound, Code::Internal, Code::Internal.sentence());
     }
 }
 

@@ -39,6 +39,8 @@ pub struct ChatSettings {
     /// Live messages held back for one session while its catch-up runs. Full: the catch-up starts
     /// again, which reads them from the store.
     pub catch_up_held_max: usize,
+    /// The same in bytes.
+    pub catch_up_held_bytes_max: usize,
     /// Attempts of a catch-up before the session is closed with `internal`, for the client to
     /// come back.
     pub catch_up_attempts_max: u32,
@@ -87,6 +89,7 @@ impl Default for ChatSettings {
             catch_up_burst_bytes_max: 64 * 1024,
             catch_up_pause: Duration::from_millis(100),
             catch_up_held_max: 1_024,
+            catch_up_held_bytes_max: 1024 * 1024,
             catch_up_attempts_max: 5,
             reports_queued_max: 4_096,
             report_attempts_max: 5,
