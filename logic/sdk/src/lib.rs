@@ -25,6 +25,7 @@ mod rooms;
 mod server;
 mod session;
 mod settings;
+mod stream;
 #[cfg(feature = "testing")]
 pub mod testing;
 

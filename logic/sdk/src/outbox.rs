@@ -367,11 +367,13 @@ impl Batches {
         Self { link, hub, heartbeat: None, sent_since_tick: false, ended: false }
     }
 
-    /// Starts the heartbeat with the first batch, which holds the HelloReply.
+    /// Starts the heartbeat with the first batch, which holds the HelloReply. A tick only asks
+    /// whether anything was sent since the last one, so that a batch costs no timer; two ticks in
+    /// the time of a heartbeat keep every silence below it.
     fn start_heartbeat(&mut self) {
         let heartbeat_ms = u64::from(self.link.heartbeat_ms.load(Ordering::Acquire));
         if heartbeat_ms > 0 {
-            let period = Duration::from_millis(heartbeat_ms);
+            let period = Duration::from_millis(heartbeat_ms.div_ceil(2));
             let mut heartbeat = tokio::time::interval_at(Instant::now() + period, period);
             heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
             self.heartbeat = Some(heartbeat);

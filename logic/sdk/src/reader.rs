@@ -1,10 +1,9 @@
-//! The life of one stream: Hello, the list of sessions, then logins and frames until it ends; after
-//! that the lease. One task per stream does all of it, so its calls of the backend are in order.
+//! The events of one stream: the list of sessions, then logins and frames until it ends. One task
+//! does all of it, so its calls of the backend are in order.
 //!
 //! What a gateway sends against the contract ends its stream with a status that says so; it never
 //! panics and never touches another stream.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -25,15 +24,12 @@ use tonic::{Status, Streaming};
 
 use crate::backend::{Accepted, Backend, Inbound, Login, Refused};
 use crate::counters::count;
-use crate::hub::{Hub, Shard, Turn};
+use crate::hub::{Hub, Shard};
 use crate::outbox::{Entry, LinkStream};
 use crate::session::{Session, SessionAddress};
 
-/// Shortest lease a gateway may ask for; below it a busy machine would lose streams by chance.
-const LEASE_MS_MIN: u32 = 100;
-
 /// How a stream ended.
-enum End {
+pub(crate) enum End {
     /// The gateway, the connection, or somebody here closed it.
     Gone,
     /// Nothing was heard for the lease.
@@ -42,160 +38,14 @@ enum End {
     Violation(Status),
 }
 
-/// Serves one stream from its first batch to the start of its lease.
-pub(crate) async fn serve<B: Backend>(
-    hub: Arc<Hub>,
-    backend: Arc<B>,
-    link: Arc<LinkStream>,
-    mut inbound: Streaming<ConnectRequest>,
-) {
-    let (hello, first) = match first_batch(&hub, &link, &mut inbound).await {
-        Ok(Some(first)) => first,
-        Ok(None) => return link.end(None, &hub.counters),
-        Err(status) => {
-            count(&hub.counters.streams_violated, 1);
-            return link.end(Some(status), &hub.counters);
-        }
-    };
-    loop {
-        let (shard, older) = match hub.register(&hello) {
-            Ok(registered) => registered,
-            Err(status) => {
-                tracing::warn!(gateway = %hello.gateway_id, epoch = hello.gateway_epoch, %status,
-                    "a gateway's stream is refused");
-                count(&hub.counters.streams_superseded, 1);
-                return link.end(Some(status), &hub.counters);
-            }
-        };
-        for earlier in older {
-            hub.fence(&earlier, &*backend).await;
-        }
-        shard.claim(&link, &hub.counters);
-        let mut turn = shard.turn.lock().await;
-        if turn.retired {
-            continue;
-        }
-        if link.is_over() {
-            return;
-        }
-        turn.streams += 1;
-        let stream = turn.streams;
-        let lease = lease(&hub, &hello);
-        let mut reader = Reader::new(&hub, &backend, &shard, &link, lease);
-        reader.open(&hello);
-        // A panic in the backend costs this stream, not the sessions' ends.
-        let end = AssertUnwindSafe(reader.run(first, &mut inbound)).catch_unwind().await;
-        drop(reader);
-        let end = end.unwrap_or_else(|_| {
-            End::Violation(Status::internal("the backend failed on a frame of this stream"))
-        });
-        return close(&hub, &backend, &shard, &mut turn, &link, (stream, lease), end).await;
-    }
-}
-
-/// Waits for the Hello. `None`: the stream ended without one.
-async fn first_batch(
-    hub: &Hub,
-    link: &LinkStream,
-    inbound: &mut Streaming<ConnectRequest>,
-) -> Result<Option<(Hello, ConnectRequest)>, Status> {
-    let patience = Duration::from_millis(u64::from(hub.settings.lease_ms));
-    let deadline = tokio::time::sleep(patience);
-    tokio::pin!(deadline);
-    let mut batch = loop {
-        let received = tokio::select! {
-            received = inbound.message() => received,
-            () = &mut deadline => return Err(Status::deadline_exceeded("no Hello in time")),
-            () = link.changed.notified() => return Ok(None),
-        };
-        match received {
-            Ok(Some(batch)) if batch.events.is_empty() => {}
-            Ok(Some(batch)) => break batch,
-            Ok(None) | Err(_) => return Ok(None),
-        }
-    };
-    if batch.sequence != 1 {
-        return Err(Status::invalid_argument("the first event must have the number 1"));
-    }
-    let first = batch.events.remove(0);
-    let Some(gateway_event::Kind::Hello(hello)) = first.kind else {
-        return Err(Status::invalid_argument("the first event must be Hello"));
-    };
-    if hello.gateway_id.is_empty() {
-        return Err(Status::invalid_argument("Hello without a gateway_id"));
-    }
-    if hello.window.is_none_or(|window| window.frames == 0 || window.bytes == 0) {
-        return Err(Status::invalid_argument("Hello without a window: nothing could be sent"));
-    }
-    batch.sequence = 2;
-    Ok(Some((hello, batch)))
-}
-
-/// The lease of a stream: ours, or less if the gateway asks for less.
-fn lease(hub: &Hub, hello: &Hello) -> Duration {
-    let asked = if hello.lease_ms == 0 { u32::MAX } else { hello.lease_ms };
-    Duration::from_millis(u64::from(hub.settings.lease_ms.min(asked).max(LEASE_MS_MIN)))
-}
-
-/// Ends the stream and starts the lease of what it leaves behind.
-async fn close<B: Backend>(
-    hub: &Arc<Hub>,
-    backend: &Arc<B>,
-    shard: &Arc<Shard>,
-    turn: &mut Turn,
-    link: &Arc<LinkStream>,
-    (stream, lease): (u64, Duration),
-    end: End,
-) {
-    shard.attach(None);
-    let status = match end {
-        End::Gone => None,
-        End::Silent => {
-            count(&hub.counters.streams_silent, 1);
-            Some(Status::deadline_exceeded("nothing was heard for the lease"))
-        }
-        End::Violation(ref status) => {
-            count(&hub.counters.streams_violated, 1);
-            Some(status.clone())
-        }
-    };
-    let sessions = shard.sessions().len();
-    tracing::info!(gateway = %shard.gateway_id, shard = shard.number, sessions,
-        status = status.as_ref().map(Status::message), "a gateway's stream ended");
-    link.end(status, &hub.counters);
-    if hub.stopping.is_cancelled() {
-        return;
-    }
-    if matches!(end, End::Silent) || sessions == 0 {
-        if sessions > 0 {
-            count(&hub.counters.leases_expired, 1);
-        }
-        return hub.retire(shard, turn, &**backend, Code::PeerGone).await;
-    }
-    let (hub, backend, shard) = (Arc::clone(hub), Arc::clone(backend), Arc::clone(shard));
-    let tasks = hub.tasks.clone();
-    tasks.spawn(async move {
-        tokio::select! {
-            () = tokio::time::sleep(lease) => {}
-            () = hub.stopping.cancelled() => return,
-        }
-        let mut turn = shard.turn.lock().await;
-        if turn.streams == stream && !turn.retired {
-            count(&hub.counters.leases_expired, 1);
-            tracing::warn!(gateway = %shard.gateway_id, shard = shard.number, sessions,
-                "a gateway's lease ran out");
-            hub.retire(&shard, &mut turn, &*backend, Code::PeerGone).await;
-        }
-    });
-}
-
 /// What a login or refresh came to.
 enum Decided {
     Login { request: Box<Login>, answer: Result<Accepted, Refused> },
     Refresh { session: Arc<Session>, request_id: u32, answer: Result<i64, Refused> },
 }
 
-struct Reader<'a, B> {
+/// One stream while it is open.
+pub(crate) struct Reader<'a, B> {
     hub: &'a Arc<Hub>,
     backend: &'a Arc<B>,
     shard: &'a Arc<Shard>,
@@ -212,7 +62,7 @@ struct Reader<'a, B> {
 }
 
 impl<'a, B: Backend> Reader<'a, B> {
-    fn new(
+    pub(crate) fn new(
         hub: &'a Arc<Hub>,
         backend: &'a Arc<B>,
         shard: &'a Arc<Shard>,
@@ -234,7 +84,7 @@ impl<'a, B: Backend> Reader<'a, B> {
     }
 
     /// Answers the Hello.
-    fn open(&self, hello: &Hello) {
+    pub(crate) fn open(&self, hello: &Hello) {
         let (hub, settings) = (self.hub, &self.hub.settings);
         count(&hub.counters.streams_opened, 1);
         tracing::info!(gateway = %hello.gateway_id, epoch = hello.gateway_epoch, shard = hello.shard,
@@ -253,7 +103,12 @@ impl<'a, B: Backend> Reader<'a, B> {
         self.link.push([Entry::new(Kind::HelloReply(reply))], &hub.counters);
     }
 
-    async fn run(&mut self, first: ConnectRequest, inbound: &mut Streaming<ConnectRequest>) -> End {
+    /// Works the stream off until it ends.
+    pub(crate) async fn run(
+        &mut self,
+        first: ConnectRequest,
+        inbound: &mut Streaming<ConnectRequest>,
+    ) -> End {
         if let Err(status) = self.batch(first).await {
             return End::Violation(status);
         }

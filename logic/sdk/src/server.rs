@@ -1,4 +1,4 @@
-//! The server: one HTTP/2 listener, one [`reader`](crate::reader) task per stream.
+//! The server: one HTTP/2 listener, one task per [`stream`].
 //!
 //! It runs on the caller's runtime. For the link alone a `current_thread` runtime is the fastest.
 
@@ -17,8 +17,8 @@ use crate::backend::Backend;
 use crate::gateways::Gateways;
 use crate::hub::Hub;
 use crate::outbox::{Batches, Entry, LinkStream};
-use crate::reader;
 use crate::settings::ServerSettings;
+use crate::stream;
 
 /// Largest batch read from a gateway: the largest body and room for the batch around it.
 const BATCH_BYTES_MAX: usize = 2 * limits::BODY_BYTES_MAX_CEILING as usize;
@@ -134,7 +134,8 @@ impl Server {
             for link in self.hub.all_streams() {
                 link.end(None, &self.hub.counters);
             }
-            self.hub.tasks.wait().await;
+            // A backend that never returns from a frame must not hold us up either.
+            let _ = tokio::time::timeout(patience, self.hub.tasks.wait()).await;
         }
         self.hub.stopped.cancel();
         // The HTTP/2 connections close once their last stream has; a gateway that keeps its end
@@ -183,7 +184,7 @@ impl<B: Backend> LinkService for Service<B> {
         self.hub.remember(&link);
         let (hub, backend) = (Arc::clone(&self.hub), Arc::clone(&self.backend));
         let inbound = request.into_inner();
-        self.hub.tasks.spawn(reader::serve(hub, backend, Arc::clone(&link), inbound));
+        self.hub.tasks.spawn(stream::serve(hub, backend, Arc::clone(&link), inbound));
         Ok(Response::new(Batches::new(link, Arc::clone(&self.hub))))
     }
 }
