@@ -4,7 +4,10 @@ use millrace_logic_sdk::{
     Encoding,
     testing::{FakeGatewaySettings, listed_session},
 };
-use millrace_protocol::chat::PullMessages;
+use millrace_protocol::{
+    chat::{Deliver, DeliverAck, PullMessages},
+    command,
+};
 
 use crate::world::{Clients, World, to_user};
 
@@ -138,4 +141,65 @@ async fn logic_that_restarts_brings_what_was_not_acknowledged_once() {
     assert_eq!(reply.sequence, 3);
     assert_eq!(gateway.delivered(2, 1).await[0].body, "three");
     gateway.nothing_delivered(2).await;
+}
+
+/// Bob logs in again and again while alice talks without a pause. Whatever the moment, each of his
+/// sessions sees one unbroken run of the conversation, nothing twice, up to its end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_amid_traffic_sees_one_unbroken_run() {
+    const MESSAGES: u64 = 600;
+    let seed = fastrand::u64(..);
+    eprintln!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let world = World::start_with(|config| config.limits.messages_burst_max = 10_000).await;
+    let mut talking = world.gateway("talking").await;
+    talking.enter(1, "alice").await;
+    let talker = tokio::spawn(async move {
+        for n in 1..=MESSAGES {
+            assert_eq!(talking.say(1, "bob", &format!("{n}")).await.sequence, n);
+        }
+        talking
+    });
+    let mut listening = world.gateway("listening").await;
+    let mut sessions = Vec::new();
+    while !talker.is_finished() {
+        // More than the policy allows at once, so the oldest leaves now and then.
+        let session_id = sessions.len() as u64 + 1;
+        if session_id <= 12 {
+            listening
+                .enter_as(
+                    session_id,
+                    "bob",
+                    &format!("d{session_id}"),
+                    &format!("p{session_id}"),
+                    Encoding::Protobuf,
+                )
+                .await;
+            sessions.push(session_id);
+        }
+        listening.read_for(std::time::Duration::from_millis(random.u64(1..40))).await;
+        // Now and then one of them acknowledges, which moves the cursor for all.
+        if random.bool() {
+            let conversation_id = "s:5:alice:bob".to_owned();
+            let ack = DeliverAck { conversation_id, sequence: random.u64(1..MESSAGES) };
+            listening.send_message(session_id.min(12), command::DELIVER_ACK, 0, &ack).await;
+        }
+    }
+    talker.await.expect("alice could talk");
+    listening.read_for(std::time::Duration::from_millis(1_500)).await;
+    for session_id in sessions {
+        let mut seen = Vec::new();
+        while listening.inbox(session_id) > 0 {
+            let frame = listening.next_frame(session_id).await.expect("it is there");
+            if frame.command == command::DELIVER {
+                seen.extend(frame.decode::<Deliver>().messages.iter().map(|m| m.sequence));
+            }
+        }
+        let unbroken = seen.windows(2).all(|pair| pair[1] == pair[0] + 1);
+        assert!(unbroken, "seed {seed}: session {session_id} saw {seen:?}");
+        assert!(
+            seen.last().is_none_or(|last| *last == MESSAGES),
+            "seed {seed}: session {session_id} missed the end: {seen:?}"
+        );
+    }
 }
