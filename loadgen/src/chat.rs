@@ -280,6 +280,8 @@ fn repair(
     names: &Names,
     log: &mut Log,
 ) -> Result<(), RunError> {
+    // Pulls that failed during the load say nothing about those that follow.
+    log.unasked.clear();
     let repairs = Verifier::new(population, names, log).repairs();
     if repairs.is_empty() {
         return Ok(());
@@ -339,6 +341,12 @@ fn conclude(
     let mut failures = Vec::new();
     if record.counters.get(Counter::Intended) > 0 && verdict.acked == 0 {
         failures.push("no message was acknowledged".to_owned());
+    }
+    if verdict.unverified > 0 {
+        failures.push(format!(
+            "{} deliveries or sequences could not be verified: {} users were not there to be asked",
+            verdict.unverified, verdict.users_unasked
+        ));
     }
     let must_be_zero = if arguments.expect_faults { MUST_ALWAYS_BE_ZERO } else { MUST_BE_ZERO };
     Report::new(Findings {

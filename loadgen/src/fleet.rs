@@ -226,6 +226,8 @@ impl ChatFleet {
         if slot.is_log_wanted() {
             let mut log: Log = std::mem::take(&mut self.cx.log);
             log.unanswered.extend(self.clients.iter().flat_map(Client::unanswered));
+            let pulling = self.clients.iter().filter(|client| client.is_pulling());
+            log.unasked.extend(pulling.map(Client::user));
             slot.give_log(log);
         }
     }

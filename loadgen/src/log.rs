@@ -188,6 +188,9 @@ pub struct Log {
     pub receipts: Vec<Receipt>,
     /// Messages without an answer.
     pub unanswered: Vec<Unanswered>,
+    /// Users whom the verifier could not ask: offline, or their pull was refused or unanswered.
+    /// May name a user several times.
+    pub unasked: Vec<u32>,
     /// What was seen to be wrong on arrival.
     pub faults: Faults,
 }
@@ -203,6 +206,7 @@ impl Log {
         self.acks.append(&mut other.acks);
         self.receipts.append(&mut other.receipts);
         self.unanswered.append(&mut other.unanswered);
+        self.unasked.append(&mut other.unasked);
         self.faults.merge(&other.faults);
     }
 }

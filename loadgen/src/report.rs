@@ -66,6 +66,8 @@ pub struct Verification {
     pub stored_unanswered: u64,
     /// Conversations with messages of this run.
     pub conversations: u64,
+    /// Missing deliveries and sequences whose user was not there to be asked.
+    pub unverified: u64,
     /// Faults by kind.
     pub faults: BTreeMap<&'static str, u64>,
     /// A few of them in words.
@@ -425,6 +427,7 @@ fn verification(verdict: &Verdict) -> Verification {
         found_deliveries: verdict.found,
         stored_unanswered: verdict.stored_unanswered,
         conversations: verdict.conversations,
+        unverified: verdict.unverified,
         faults,
         examples: examples.map(|(kind, text)| format!("{}: {text}", kind.label())).collect(),
     }

@@ -44,6 +44,11 @@ pub struct Verdict {
     pub stored_unanswered: u64,
     /// Conversations with at least one message of this run.
     pub conversations: u64,
+    /// Missing deliveries and sequences whose user was not there to be asked: not known to be
+    /// lost, and not verified either.
+    pub unverified: u64,
+    /// Such users.
+    pub users_unasked: u64,
 }
 
 /// All records of a run, in the order the checks need.
@@ -55,6 +60,8 @@ pub struct Verifier<'a> {
     acks: Vec<Ack>,
     /// Receipts by (conversation, sequence, user).
     receipts: Vec<Receipt>,
+    /// Users who could not be asked for what is missing.
+    unasked: FxHashSet<u32>,
 }
 
 /// One sequence of one conversation: what was acknowledged under it and who received what.
@@ -65,6 +72,14 @@ struct Place<'a> {
     receipts: &'a [Receipt],
 }
 
+impl Place<'_> {
+    /// Somebody who can be asked for the neighbours of this sequence.
+    fn member(&self) -> Option<u32> {
+        let sender = self.acks.first().map(|ack| ack.key.sender());
+        sender.or(self.receipts.first().map(|receipt| receipt.user))
+    }
+}
+
 impl<'a> Verifier<'a> {
     /// Sorts the records.
     pub fn new(population: &'a Population, names: &'a Names, log: &'a Log) -> Self {
@@ -73,7 +88,8 @@ impl<'a> Verifier<'a> {
         let mut receipts = log.receipts.clone();
         receipts
             .sort_unstable_by_key(|receipt| (receipt.conversation, receipt.sequence, receipt.user));
-        Self { population, names, log, acks, receipts }
+        let unasked = log.unasked.iter().copied().collect();
+        Self { population, names, log, acks, receipts, unasked }
     }
 
     /// Calls `on_place` for every known sequence, in order.
@@ -126,12 +142,8 @@ impl<'a> Verifier<'a> {
                     }
                 }
             }
-            if let Some((from, to)) = holes.next(&place) {
-                let member = place.acks.first().map(|ack| ack.key.sender());
-                let member = member.or(place.receipts.first().map(|receipt| receipt.user));
-                if let Some(member) = member {
-                    want(member, place.conversation, from, to);
-                }
+            if let (Some((from, to)), Some(member)) = (holes.next(&place), place.member()) {
+                want(member, place.conversation, from, to);
             }
         });
         missing
@@ -144,7 +156,11 @@ impl<'a> Verifier<'a> {
 
     /// The verdict.
     pub fn verdict(&self) -> Verdict {
-        let mut verdict = Verdict { faults: self.log.faults.clone(), ..Verdict::default() };
+        let mut verdict = Verdict {
+            faults: self.log.faults.clone(),
+            users_unasked: self.unasked.len() as u64,
+            ..Verdict::default()
+        };
         let targets = self.targets();
         let mut places_of: FxHashMap<Key, (u32, u64)> = FxHashMap::default();
         let mut holes = Holes::default();
@@ -157,6 +173,10 @@ impl<'a> Verifier<'a> {
             self.check_place(&place, &targets, &mut verdict);
             self.check_stored_once(&place, &mut places_of, &mut verdict.faults);
             if let Some((from, to)) = holes.next(&place) {
+                if place.member().is_some_and(|member| self.unasked.contains(&member)) {
+                    verdict.unverified += to - from + 1;
+                    return;
+                }
                 verdict.faults.add(FaultKind::Gap, || {
                     let name = self.names.name(place.conversation);
                     format!("{name}: nothing is stored under sequences {from} to {to}")
@@ -233,6 +253,8 @@ impl<'a> Verifier<'a> {
                 verdict.expected += 1;
                 if received_by(place.receipts, user) {
                     verdict.found += 1;
+                } else if self.unasked.contains(&user) {
+                    verdict.unverified += 1;
                 } else {
                     verdict.faults.add(FaultKind::Lost, || {
                         let lost = message(ack.key);
@@ -409,6 +431,17 @@ mod tests {
         assert_only(&log, FaultKind::Lost, 2);
         let asked = Repair { user: 3, conversation: GROUP, from: 29, to: 30 };
         assert_eq!(repairs(&log), [asked]);
+    }
+
+    #[test]
+    fn what_a_user_who_is_away_lacks_is_not_called_lost_but_not_verified() {
+        let mut log = good_run();
+        log.receipts.retain(|r| !(r.user == 3 && r.conversation == GROUP && r.sequence >= 29));
+        log.receipts.retain(|r| !(r.user == 2 && r.conversation == GROUP && r.sequence == 28));
+        log.unasked = vec![3, 3];
+        assert_only(&log, FaultKind::Lost, 1);
+        let verdict = verdict(&log);
+        assert_eq!((verdict.unverified, verdict.users_unasked), (2, 1));
     }
 
     #[test]

@@ -386,14 +386,18 @@ impl Client {
         self.pending.push(Pending { request_id, sent_ns: now_ns, what });
     }
 
-    /// Pulls a range of a conversation for the verifier. Answers whether it could be asked for.
-    pub fn pull(&mut self, now_ns: u64, cx: &mut Context, name: u32, from: u64, to: u64) -> bool {
-        if !self.is_ready() || !self.may_write() {
-            return false;
+    /// Pulls a range of a conversation for the verifier, or notes that it could not be asked for.
+    pub fn pull(&mut self, now_ns: u64, cx: &mut Context, name: u32, from: u64, to: u64) {
+        if self.is_ready() && self.may_write() {
+            self.write_pull(now_ns, cx, name, from, to);
+        } else {
+            cx.log.unasked.push(self.user);
         }
-        self.conversation(name);
-        self.write_pull(now_ns, cx, name, from, to);
-        true
+    }
+
+    /// Whether a pull is on its way.
+    pub fn is_pulling(&self) -> bool {
+        self.pending.iter().any(|pending| matches!(pending.what, Request::Pull { .. }))
     }
 
     /// After a reconnect: everything after what was applied, in every known conversation.
@@ -442,6 +446,7 @@ impl Client {
     }
 
     fn pull_failed(&mut self, now_ns: u64, cx: &mut Context, name: u32) {
+        cx.log.unasked.push(self.user);
         let hole_grace_ns = cx.settings.hole_grace_ns;
         let conversation = self.conversation(name);
         conversation.pulling = false;

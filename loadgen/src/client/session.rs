@@ -310,6 +310,7 @@ impl Client {
         for pending in self.pending.drain(..) {
             if matches!(pending.what, Request::Pull { .. }) {
                 cx.pulls_outstanding -= 1;
+                cx.log.unasked.push(self.user);
             }
         }
         self.outbox.connection_ended();
