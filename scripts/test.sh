@@ -74,6 +74,10 @@ step "unit, property and integration tests (cargo test)"
 cargo test --workspace --locked
 done_step
 
+step "test vectors are what their generator writes"
+python3 protocol/vectors/generate.py --check
+done_step
+
 [ "$scope" = all ] || exit 0
 
 step "release build of every program"

@@ -7,12 +7,13 @@ cd "$(dirname "$0")/.."
 binary=target/release/examples/websocket-echo
 [ -x "$binary" ] || cargo build --release -p millrace-gateway --example websocket-echo
 
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-"$binary" "127.0.0.1:$port" &
+folder=$(mktemp -d)
+"$binary" 127.0.0.1:0 >"$folder/out" &
 server=$!
-trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true' EXIT
+trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true; rm -rf "$folder"' EXIT
 for _ in $(seq 100); do
-    python3 -c "import socket; socket.create_connection(('127.0.0.1', $port), 1).close()" 2>/dev/null && break
+    address=$(sed -n 's|^listening on ws://||p' "$folder/out")
+    [ -n "$address" ] && break
     sleep 0.1
 done
-timeout 600 python3 tests/websocket/conformance.py "127.0.0.1:$port"
+timeout 600 python3 tests/websocket/conformance.py "$address"

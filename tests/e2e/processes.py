@@ -134,9 +134,11 @@ class Tiers:
 
     def start_logic(self):
         self.logic_config.write_text(
-            f'data_directory = "{self.folder / "data"}"\n'
+            f'[store]\ndirectory = "{self.folder / "data"}"\n'
             f'[link]\nlisten = "127.0.0.1:{self.free_port("link")}"\n'
-            f'[http]\nlisten = "127.0.0.1:{self.free_port("http")}"\napi_token = "{API_TOKEN}"\n'
+            f'[http]\nlisten = "127.0.0.1:{self.free_port("http")}"\n'
+            f'[grpc]\nlisten = ""\n[admin]\nlisten = "127.0.0.1:{self.free_port("logic-admin")}"\n'
+            f'[api]\ntoken = "{API_TOKEN}"\n'
             f'[login]\njwt_secret = "{JWT_SECRET}"\n'
         )
         self.logic = Process([BINARIES / "millrace-logic", "run", "--config", self.logic_config], self.folder / "logic.log")
@@ -144,10 +146,11 @@ class Tiers:
 
     def start_gateway(self):
         self.gateway_config.write_text(
-            f'[websocket]\nlisten = "127.0.0.1:{self.free_port("websocket")}"\n'
-            f'[tcp]\nlisten = "127.0.0.1:{self.free_port("tcp")}"\n'
-            f'[admin]\nlisten = "127.0.0.1:{self.free_port("admin")}"\n'
+            f'[listen]\nwebsocket = "127.0.0.1:{self.free_port("websocket")}"\n'
+            f'tcp = "127.0.0.1:{self.free_port("tcp")}"\n'
+            f'[admin]\naddress = "127.0.0.1:{self.free_port("admin")}"\n'
             f'[logic]\nendpoints = ["http://127.0.0.1:{self.free_port("link")}"]\n'
+            '[drain]\nshutdown = "3s"\n'
         )
         self.gateway = Process(
             [BINARIES / "millrace-gateway", "run", "--config", self.gateway_config], self.folder / "gateway.log"

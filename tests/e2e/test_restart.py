@@ -119,7 +119,7 @@ def test_sigterm_of_the_gateway_sends_goaway_with_a_spread_and_closes(tiers, tra
 
 
 def test_configuration_mistakes_name_file_line_and_the_key_that_was_meant(tmp_path):
-    for binary, text in (("millrace-gateway", '[session]\nidle_timeuot = "15s"\n'), ("millrace-logic", '[link]\nlistne = "x"\n')):
+    for binary, text in (("millrace-gateway", '[connections]\nidle_timeuot = "15s"\n'), ("millrace-logic", '[link]\nlistne = "x"\n')):
         path = tmp_path / f"{binary}.toml"
         path.write_text(text)
         result = subprocess.run([BINARIES / binary, "check", "--config", path], capture_output=True, text=True, timeout=20)
