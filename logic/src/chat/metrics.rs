@@ -3,6 +3,9 @@
 //! Counters and histograms live here; gauges of queues and tables are read when somebody scrapes.
 //! No label holds a user, a connection or an address.
 
+use std::sync::atomic::Ordering;
+
+use millrace_logic_sdk::{CountersSnapshot, GatewayStatus};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -55,6 +58,18 @@ pub struct Metrics {
     pub(crate) reports_dropped: Counter,
     pub(crate) presence_failed: Counter,
     pub(crate) kicked: Counter,
+    pub(crate) streams_opened: Counter,
+    pub(crate) streams_overflowed: Counter,
+    pub(crate) streams_silent: Counter,
+    pub(crate) streams_violated: Counter,
+    pub(crate) leases_expired: Counter,
+    pub(crate) sessions_ended: Counter,
+    pub(crate) requests_unanswered: Counter,
+    pub(crate) events_skipped: Counter,
+    pub(crate) frames_unsendable: Counter,
+    pub(crate) gateway_shards: Gauge,
+    pub(crate) outbox_frames: Gauge,
+    pub(crate) outbox_bytes: Gauge,
     pub(crate) sessions: Family<TransportLabel, Gauge>,
     pub(crate) users: Gauge,
     pub(crate) queued: Family<QueueLabel, Gauge>,
@@ -89,6 +104,18 @@ impl Default for Metrics {
             reports_dropped: Counter::default(),
             presence_failed: Counter::default(),
             kicked: Counter::default(),
+            streams_opened: Counter::default(),
+            streams_overflowed: Counter::default(),
+            streams_silent: Counter::default(),
+            streams_violated: Counter::default(),
+            leases_expired: Counter::default(),
+            sessions_ended: Counter::default(),
+            requests_unanswered: Counter::default(),
+            events_skipped: Counter::default(),
+            frames_unsendable: Counter::default(),
+            gateway_shards: Gauge::default(),
+            outbox_frames: Gauge::default(),
+            outbox_bytes: Gauge::default(),
             sessions: Family::default(),
             users: Gauge::default(),
             queued: Family::default(),
@@ -134,6 +161,25 @@ impl Metrics {
                 reports_dropped;
             "presence_failed", "Presence changes that the registry did not take", presence_failed;
             "kicked", "Sessions ended by the device policy or an administrator", kicked;
+            "streams_opened", "Streams of gateway shards since the start", streams_opened;
+            "streams_overflowed",
+                "Streams ended because a gateway took less than was sent to it", streams_overflowed;
+            "streams_silent", "Streams ended because nothing was heard for the lease",
+                streams_silent;
+            "streams_violated", "Streams ended because a gateway broke the contract",
+                streams_violated;
+            "leases_expired", "Gateway shards that were given up with their sessions",
+                leases_expired;
+            "sessions_ended", "Sessions that ended", sessions_ended;
+            "requests_unanswered", "Requests that this server forgot to answer; its fault",
+                requests_unanswered;
+            "events_skipped",
+                "Events for gateways that were away; their sessions are caught up when they return",
+                events_skipped;
+            "frames_unsendable", "Frames that were too large for the link", frames_unsendable;
+            "gateway_shards", "Gateway shards with an open stream", gateway_shards;
+            "outbox_frames", "Events waiting for gateways", outbox_frames;
+            "outbox_bytes", "The same in bytes", outbox_bytes;
             "sessions", "Sessions of the connected gateways", sessions;
             "users", "Users with a session", users;
             "queued", "What waits in a queue", queued;
@@ -141,6 +187,24 @@ impl Metrics {
         }
         self.registry = registry;
         self
+    }
+
+    /// Takes over what the SDK has counted, and how its gateways are.
+    pub(crate) fn take_link(&self, counted: &CountersSnapshot, gateways: &[GatewayStatus]) {
+        let take = |counter: &Counter, value| counter.inner().store(value, Ordering::Relaxed);
+        take(&self.streams_opened, counted.streams_opened);
+        take(&self.streams_overflowed, counted.streams_overflowed);
+        take(&self.streams_silent, counted.streams_silent);
+        take(&self.streams_violated, counted.streams_violated);
+        take(&self.leases_expired, counted.leases_expired);
+        take(&self.sessions_ended, counted.sessions_ended);
+        take(&self.requests_unanswered, counted.requests_unanswered);
+        take(&self.events_skipped, counted.events_skipped);
+        take(&self.frames_unsendable, counted.frames_unsendable);
+        let connected = gateways.iter().filter(|gateway| gateway.connected).count();
+        self.gateway_shards.set(connected as i64);
+        self.outbox_frames.set(gateways.iter().map(|g| g.outbox_frames as i64).sum());
+        self.outbox_bytes.set(gateways.iter().map(|g| g.outbox_bytes as i64).sum());
     }
 
     /// The exposition, in the OpenMetrics text format.

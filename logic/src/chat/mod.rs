@@ -229,6 +229,7 @@ impl Chat {
             |transport| metrics.sessions.get_or_create(&TransportLabel { transport }).clone();
         sessions("tcp").set(tcp as i64);
         sessions("websocket").set(websocket as i64);
+        metrics.take_link(&self.core.gateways.counters(), &self.core.gateways.gateways());
         metrics.users.set(self.core.online.users() as i64);
         let gauge = |queue, queued: usize, max: usize| {
             metrics.queued.get_or_create(&QueueLabel { queue }).set(queued as i64);

@@ -67,6 +67,8 @@ pub(crate) struct Online {
 struct Table {
     users: HashMap<Arc<str>, User>,
     sessions: usize,
+    /// Those of them that came over WebSocket.
+    websockets: usize,
     lifecycle: VecDeque<Lifecycle>,
     /// Sessions to be caught up, with the round that asked for it.
     catch_ups: VecDeque<(Arc<Session>, u64)>,
@@ -175,6 +177,7 @@ impl Online {
         let delivery = Delivery::catching_up(table.rounds);
         user.sessions.push(Entry { session: session.clone(), delivery });
         table.sessions += 1;
+        table.websockets += usize::from(session.transport == Transport::Websocket);
         table.catch_ups.push_back((session.clone(), table.rounds));
         table.lifecycle.push_back(match replayed {
             false => Lifecycle::Started(session),
@@ -206,6 +209,7 @@ impl Online {
             user.remove();
         }
         table.sessions -= 1;
+        table.websockets -= usize::from(session.transport == Transport::Websocket);
         table.lifecycle.push_back(Lifecycle::Ended(session));
     }
 
@@ -308,13 +312,7 @@ impl Online {
     /// Sessions by transport, for the metrics.
     pub(crate) fn sessions_by_transport(&self) -> (usize, usize) {
         let table = self.table();
-        let websocket = table
-            .users
-            .values()
-            .flat_map(|u| &u.sessions)
-            .filter(|e| e.session.transport == Transport::Websocket)
-            .count();
-        (table.sessions - websocket, websocket)
+        (table.sessions - table.websockets, table.websockets)
     }
 }
 

@@ -139,6 +139,8 @@ async fn operators_see_health_and_figures() {
         "millrace_logic_sessions{transport=\"tcp\"} 1",
         "millrace_logic_logins_total{code=\"ok\"} 1",
         "millrace_logic_commit_duration_seconds_count 1",
+        "millrace_logic_gateway_shards 1",
+        "millrace_logic_streams_opened_total 1",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
     }
