@@ -82,8 +82,7 @@ def test_login_while_logic_is_away_is_told_to_try_again(tiers):
 
 def test_logic_knows_within_15_s_who_was_on_a_killed_gateway(tiers):
     users = [f"user-{index}" for index in range(20)]
-    for index, user in enumerate(users):
-        tiers.connect(TRANSPORTS[index % 2], user)
+    connections = [tiers.connect(TRANSPORTS[index % 2], user) for index, user in enumerate(users)]
     online = lambda: [user for user in users if tiers.api().call("GET", f"/v1/users/{user}/presence")[1]["online"]]
     assert online() == users
     killed = time.monotonic()
@@ -95,12 +94,14 @@ def test_logic_knows_within_15_s_who_was_on_a_killed_gateway(tiers):
     back = tiers.connect(TcpConnection, users[0])
     assert back.request(HEARTBEAT).command == HEARTBEAT | REPLY
     assert online() == users[:1]
+    del connections
 
 
 def test_a_gateway_that_returns_at_once_ends_the_old_sessions_at_once(tiers):
-    tiers.connect(TcpConnection, "alice")
+    connection = tiers.connect(TcpConnection, "alice")
     tiers.gateway.kill()
     tiers.start_gateway()
+    assert connection.wait_closed().code is None
     tiers.until(lambda: not tiers.api().call("GET", "/v1/users/alice/presence")[1]["online"], None, seconds=3)
 
 
