@@ -288,7 +288,7 @@ impl Default for LogicSection {
             lease: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
             reconnect_min: Duration::from_millis(100),
-            reconnect_max: Duration::from_secs(5),
+            reconnect_max: Duration::from_secs(1),
             window_frames_max: 65_536,
             window_bytes_max: ByteSize::from_mib(32),
             ring_batches_max: 64,
