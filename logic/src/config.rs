@@ -177,6 +177,8 @@ pub struct Limits {
     pub writes_queued_max: usize,
     /// See [`ChatSettings::commit_writes_max`].
     pub commit_writes_max: usize,
+    /// See [`ChatSettings::cursor_delay`].
+    pub cursor_delay: Duration,
     /// See [`ChatSettings::reads_queued_max`].
     pub reads_queued_max: usize,
     /// See [`ChatSettings::reads_in_flight_max`].
@@ -334,6 +336,7 @@ impl Default for Limits {
             reply_bytes_max: ByteSize::from_bytes(chat.reply_bytes_max as u64),
             writes_queued_max: chat.writes_queued_max,
             commit_writes_max: chat.commit_writes_max,
+            cursor_delay: Duration::from_millis(chat.cursor_delay.as_millis() as u64),
             reads_queued_max: chat.reads_queued_max,
             reads_in_flight_max: chat.reads_in_flight_max,
             reports_queued_max: chat.reports_queued_max,
@@ -559,6 +562,7 @@ impl Config {
         ChatSettings {
             writes_queued_max: limits.writes_queued_max,
             commit_writes_max: limits.commit_writes_max,
+            cursor_delay: limits.cursor_delay.as_std(),
             reads_queued_max: limits.reads_queued_max,
             reads_in_flight_max: limits.reads_in_flight_max,
             catch_ups_in_flight_max: self.catch_up.in_flight_max,

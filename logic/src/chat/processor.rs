@@ -2,12 +2,19 @@
 //!
 //! While one commit is under way the next batch gathers in the queue, so batches grow with load
 //! and a quiet system commits at once. Cursor moves of one user in one conversation that meet in a
-//! batch become one write. It answers nobody: outcomes go on to the third stage in commit order.
+//! batch become one write, and a batch of nothing but silent ones waits a moment for company. It answers nobody: outcomes go on to the third stage in commit order.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use millrace_logic_sdk::Inbound;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout_at,
+};
 
 use super::Core;
 use crate::storage::{Outcome, StoreError, Write};
@@ -25,6 +32,19 @@ pub(crate) enum Origin {
     Frame(Inbound),
     /// A caller of the administrative API.
     Api(oneshot::Sender<Result<Outcome, Arc<StoreError>>>),
+}
+
+impl Origin {
+    /// Nobody waits for an answer.
+    fn is_silent(&self) -> bool {
+        matches!(self, Self::Frame(inbound) if inbound.request_id == 0)
+    }
+}
+
+impl Job {
+    fn is_silent_move(&self) -> bool {
+        matches!(self.write, Write::MoveCursor { .. }) && self.origin.is_silent()
+    }
 }
 
 /// A finished commit on its way to the third stage.
@@ -49,6 +69,7 @@ pub(crate) async fn run(
         if jobs.recv_many(&mut gathered, writes_max).await == 0 {
             return;
         }
+        wait_for_company(&mut gathered, &mut jobs, writes_max, core.settings.cursor_delay).await;
         let (writes, origins) = coalesce(&mut gathered);
         let count = writes.len();
         let began = Instant::now();
@@ -69,6 +90,29 @@ pub(crate) async fn run(
     }
 }
 
+/// A batch of nothing but cursor moves that nobody waits for is not worth a commit of its own yet:
+/// most likely a message comes along soon, and takes them with it.
+async fn wait_for_company(
+    gathered: &mut Vec<Job>,
+    jobs: &mut mpsc::Receiver<Job>,
+    writes_max: usize,
+    delay: Duration,
+) {
+    if delay.is_zero() {
+        return;
+    }
+    let until = tokio::time::Instant::now() + delay;
+    let mut looked_at = 0;
+    while gathered.len() < writes_max && gathered[looked_at..].iter().all(Job::is_silent_move) {
+        looked_at = gathered.len();
+        let room = writes_max - gathered.len();
+        match timeout_at(until, jobs.recv_many(gathered, room)).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+}
+
 /// Takes the batch apart, merging cursor moves that nobody waits for into the earlier move of the
 /// same cursors.
 fn coalesce(gathered: &mut Vec<Job>) -> (Vec<Write>, Vec<(Origin, Instant)>) {
@@ -77,7 +121,7 @@ fn coalesce(gathered: &mut Vec<Job>) -> (Vec<Write>, Vec<(Origin, Instant)>) {
     let mut cursors: HashMap<(String, String), usize> = HashMap::new();
     for Job { write, origin, received_at } in gathered.drain(..) {
         if let Write::MoveCursor { user_id, conversation_id, delivered, read } = &write {
-            let silent = matches!(&origin, Origin::Frame(inbound) if inbound.request_id == 0);
+            let silent = origin.is_silent();
             let key = (user_id.clone(), conversation_id.clone());
             match cursors.get(&key) {
                 Some(&index) if silent => {

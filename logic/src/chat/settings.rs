@@ -16,6 +16,9 @@ pub struct ChatSettings {
     pub writes_queued_max: usize,
     /// Writes of one durable commit.
     pub commit_writes_max: usize,
+    /// How long cursor moves that nobody waits for may wait for a message to share a commit with.
+    /// Receipts are coalesced for longer than this anyway.
+    pub cursor_delay: Duration,
     /// Commits whose replies and deliveries are still to be sent. Full: the processor waits.
     pub commits_queued_max: usize,
     /// Reads (pulls, look-ups, typing) waiting. Full: receiving waits.
@@ -80,6 +83,7 @@ impl Default for ChatSettings {
         Self {
             writes_queued_max: 16_384,
             commit_writes_max: 1_000,
+            cursor_delay: Duration::from_millis(10),
             commits_queued_max: 4,
             reads_queued_max: 4_096,
             reads_in_flight_max: 64,
