@@ -211,7 +211,7 @@ pub struct DrainSection {
 #[serde(default, deny_unknown_fields)]
 pub struct AdminSection {
     /// Empty: none.
-    pub address: String,
+    pub listen: String,
     /// Most connections that one answer of `/connections` lists.
     pub connections_listed_max: usize,
 }
@@ -329,7 +329,7 @@ impl Default for DrainSection {
 
 impl Default for AdminSection {
     fn default() -> Self {
-        Self { address: "127.0.0.1:9600".to_owned(), connections_listed_max: 1_000 }
+        Self { listen: "127.0.0.1:9600".to_owned(), connections_listed_max: 1_000 }
     }
 }
 
@@ -530,7 +530,7 @@ impl Config {
         Ok(ConfiguredAddresses {
             websocket: parse("listen.websocket", &self.listen.websocket)?,
             tcp: parse("listen.tcp", &self.listen.tcp)?,
-            admin: parse("admin.address", &self.admin.address)?,
+            admin: parse("admin.listen", &self.admin.listen)?,
         })
     }
 

@@ -67,7 +67,7 @@ impl Running {
         let file = folder.path().join("gateway.toml");
         let text = format!(
             "[gateway]\nshards = 2\n[listen]\ntcp = \"127.0.0.1:0\"\nwebsocket = \"\"\n\
-             [admin]\naddress = \"\"\n[log]\nformat = \"json\"\n[drain]\nshutdown = \"{drain}\"\n"
+             [admin]\nlisten = \"\"\n[log]\nformat = \"json\"\n[drain]\nshutdown = \"{drain}\"\n"
         );
         std::fs::write(&file, text).expect("written");
         let mut process = Command::new(env!("CARGO_BIN_EXE_millrace-gateway"))

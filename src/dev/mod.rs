@@ -131,7 +131,7 @@ fn gateway_config(options: &Options, link: SocketAddr) -> millrace_gateway::Conf
     let mut config = millrace_gateway::Config::default();
     config.listen.websocket = options.websocket.to_string();
     config.listen.tcp = options.tcp.to_string();
-    config.admin.address = options.admin.to_string();
+    config.admin.listen = options.admin.to_string();
     config.logic.endpoints = vec![format!("http://{link}")];
     // A person at a terminal waits for this.
     config.drain.shutdown = millrace_service::Duration::from_millis(500);

@@ -148,7 +148,7 @@ class Tiers:
         self.gateway_config.write_text(
             f'[listen]\nwebsocket = "127.0.0.1:{self.free_port("websocket")}"\n'
             f'tcp = "127.0.0.1:{self.free_port("tcp")}"\n'
-            f'[admin]\naddress = "127.0.0.1:{self.free_port("admin")}"\n'
+            f'[admin]\nlisten = "127.0.0.1:{self.free_port("admin")}"\n'
             f'[logic]\nendpoints = ["http://127.0.0.1:{self.free_port("link")}"]\n'
             '[drain]\nshutdown = "3s"\n'
         )

@@ -32,7 +32,7 @@ pub fn config(logic: &str) -> Config {
     config.gateway.pin_shards = false;
     config.listen.websocket = "127.0.0.1:0".to_owned();
     config.listen.tcp = "127.0.0.1:0".to_owned();
-    config.admin.address = "127.0.0.1:0".to_owned();
+    config.admin.listen = "127.0.0.1:0".to_owned();
     config.connections.connections_max = 2_000;
     config.connections.linger = Span::from_millis(500);
     config.logic.endpoints = vec![logic.to_owned()];
