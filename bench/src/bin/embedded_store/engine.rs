@@ -41,10 +41,11 @@ pub trait Engine {
     fn newest(&self, conversation: &[u8], limit: usize) -> anyhow::Result<usize>;
 }
 
-/// `redb`, `sqlite`, `fjall-<MiB of a memtable>` with a keyspace per table, and
+/// `nothing` (what the workload itself costs), `redb`, `sqlite`, `fjall-<MiB of a memtable>` with a keyspace per table, and
 /// `fjall-one-<MiB>` with all tables in one keyspace.
 pub fn open(name: &str, directory: &Path) -> anyhow::Result<Box<dyn Engine>> {
     Ok(match name {
+        "nothing" => Box::new(Nothing),
         "redb" => Box::new(Redb::open(directory)?),
         "sqlite" => Box::new(Sqlite::open(directory)?),
         _ => match name.strip_prefix("fjall-") {
@@ -63,6 +64,23 @@ pub fn open(name: &str, directory: &Path) -> anyhow::Result<Box<dyn Engine>> {
 /// The range of a conversation's messages, for keys of conversation and big-endian sequence.
 fn bounds(conversation: &[u8]) -> (Vec<u8>, Vec<u8>) {
     ([conversation, &[0; 8]].concat(), [conversation, &[0xff; 8]].concat())
+}
+
+/// Stores nothing; the difference to it is what an engine costs.
+struct Nothing;
+
+impl Engine for Nothing {
+    fn get(&self, _: Table, _: &[u8]) -> anyhow::Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+
+    fn commit(&mut self, _: Vec<Row>) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn newest(&self, _: &[u8], _: usize) -> anyhow::Result<usize> {
+        Ok(0)
+    }
 }
 
 struct Fjall {

@@ -22,13 +22,17 @@ use clap::Parser;
 use serde::{Deserialize, Serialize};
 use workload::{Options, Workload};
 
+/// As in the processes that will hold the store.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 struct Arguments {
     /// The candidates, in order; see `engine::open` for the names.
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "fjall-16,fjall-64,fjall-one-16,redb,sqlite"
+        default_value = "nothing,fjall-8,fjall-16,fjall-64,fjall-one-16,redb,sqlite"
     )]
     engines: Vec<String>,
     /// Write until this many messages are stored …
@@ -121,6 +125,12 @@ fn measure(name: &str, directory: &Path) -> anyhow::Result<String> {
     let mut lines = BufReader::new(child.stdout.take().context("the writer's output")?).lines();
     let report = lines.next().context("the writer ended without a report")??;
     let written: Written = serde_json::from_str(&report)?;
+    if name == "nothing" {
+        child.kill()?;
+        child.wait()?;
+        let cpu = written.cpu_seconds * 1e6 / written.messages as f64;
+        return Ok(format!("| nothing | – | – | – | – | – | – | {cpu:.1} | – | – | – |"));
+    }
     // It is writing again; the kill meets it in the middle of something.
     std::thread::sleep(Duration::from_millis(700));
     child.kill()?;

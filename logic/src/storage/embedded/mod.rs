@@ -96,7 +96,7 @@ impl Options {
             cached_members_max: 1_000_000,
             cached_cursors_max: 200_000,
             cache_bytes: 256 << 20,
-            memtable_bytes_max: 16 << 20,
+            memtable_bytes_max: 8 << 20,
             journal_bytes_max: 256 << 20,
             free_bytes_min: 256 << 20,
         }
