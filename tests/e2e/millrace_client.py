@@ -35,16 +35,18 @@ def _compile_protos():
     out = tempfile.mkdtemp(prefix="millrace-proto-")
     proto_root = ROOT / "protocol" / "proto"
     files = sorted(str(path) for path in proto_root.rglob("*.proto"))
-    status = protoc.main(["protoc", f"-I{proto_root}", f"--python_out={out}", *files])
+    status = protoc.main(["protoc", f"-I{proto_root}", f"--python_out={out}", f"--grpc_python_out={out}", *files])
     assert status == 0, "the .proto files do not compile with protoc"
     sys.path.insert(0, out)
     return (
         importlib.import_module("millrace.session.v1.session_pb2"),
         importlib.import_module("millrace.chat.v1.chat_pb2"),
+        importlib.import_module("millrace.api.v1.api_pb2"),
+        importlib.import_module("millrace.api.v1.api_pb2_grpc"),
     )
 
 
-session, chat = _compile_protos()
+session, chat, api_messages, api_services = _compile_protos()
 
 HEARTBEAT, LOGIN, LOGOUT, KICK, GOAWAY, ERROR, REFRESH = 1, 2, 3, 4, 5, 6, 7
 NOTICE, GROUP_BY_ID, NOTICE_ACK = 0x0100, 0x0102, 0x0103

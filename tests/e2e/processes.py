@@ -137,7 +137,7 @@ class Tiers:
             f'[store]\ndirectory = "{self.folder / "data"}"\n'
             f'[link]\nlisten = "127.0.0.1:{self.free_port("link")}"\n'
             f'[http]\nlisten = "127.0.0.1:{self.free_port("http")}"\n'
-            f'[grpc]\nlisten = ""\n[admin]\nlisten = "127.0.0.1:{self.free_port("logic-admin")}"\n'
+            f'[grpc]\nlisten = "127.0.0.1:{self.free_port("grpc")}"\n[admin]\nlisten = "127.0.0.1:{self.free_port("logic-admin")}"\n'
             f'[api]\ntoken = "{API_TOKEN}"\n'
             f'[login]\njwt_secret = "{JWT_SECRET}"\n'
         )
