@@ -1,5 +1,10 @@
 //! The upgrade, both sides, against another implementation (tungstenite) and against each other.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the other implementation blocks, so it has a thread"
+)]
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
