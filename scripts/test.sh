@@ -81,8 +81,7 @@ done_step
 [ "$scope" = all ] || exit 0
 
 step "release build of every program"
-cargo build --release --workspace --bins --locked
-cargo build --release -p millrace-gateway --example websocket-echo --locked
+cargo build --release --locked -p millrace -p millrace-gateway -p millrace-logic -p millrace-loadgen --bins --example websocket-echo
 done_step
 
 step "WebSocket conformance (RFC 6455)"
