@@ -261,6 +261,7 @@ def test_reader_that_never_reads_while_a_room_floods_it_costs_only_itself(dev, b
     reader.request(JOIN_ROOM, chat.JoinRoom(room_id=room))
     sender = dev.connect(TcpConnection, dev.user())
     sender.request(JOIN_ROOM, chat.JoinRoom(room_id=room))
+    time.sleep(0.3)
     before = dev.metric("millrace_connections_closed_total")
     body = "x" * 30_000
     received = 0
@@ -305,6 +306,8 @@ def test_connect_and_close_loop_harms_nobody(dev, bystander):
     host, port = dev.ready["tcp"].rsplit(":", 1)
     other = urlparse(dev.ready["websocket"])
     targets = [(host, int(port)), (other.hostname, other.port)]
+    # The gateway publishes its counters ten times a second; the bystander's connection must be among them.
+    time.sleep(0.3)
     opened = dev.metric("millrace_connections")
 
     def loop(share):
