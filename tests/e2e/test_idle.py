@@ -10,8 +10,9 @@ from millrace_client import HEARTBEAT, IDLE_TIMEOUT, TRANSPORTS
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_silent_connection_is_closed_between_15_and_16_s(dev, transport):
-    silent = dev.connect(transport, dev.user())
+    # The silence begins with the client's last frame, its LOGIN, which is sent after this moment.
     started = time.monotonic()
+    silent = dev.connect(transport, dev.user())
     assert silent.error(timeout=20).code == IDLE_TIMEOUT
     elapsed = time.monotonic() - started
     assert 15.0 <= elapsed <= 16.0, f"closed after {elapsed:.2f} s"
