@@ -56,7 +56,7 @@ impl Backend for Echo {
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> Result<(), Failure> {
-    let (tell, told) = std::sync::mpsc::channel();
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
     std::thread::spawn(move || -> Result<(), Failure> {
         Builder::new_current_thread().enable_all().build()?.block_on(async {
             let address = "127.0.0.1:0".parse()?;
