@@ -18,20 +18,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from processes import API_TOKEN, BINARIES, JWT_SECRET, Tiers, metric
+from processes import Tiers, metric
 
 
 def load(tiers, arguments, report):
     """Starts the load generator against the tiers."""
-    ready = tiers.ready
     return subprocess.Popen(
-        [
-            BINARIES / "millrace-loadgen", "chat", "--tcp", ready["tcp"], "--websocket", ready["websocket"],
-            "--http", ready["http"], "--jwt-secret", JWT_SECRET, "--api-token", API_TOKEN,
-            "--connections", str(arguments.connections), "--single-rate", str(arguments.single_rate),
-            "--group-rate", str(arguments.group_rate), "--group-size", "20", "--duration", f"{arguments.duration}s",
-            "--ramp-rate", "3000", "--expect-faults", "--allow-late", "--json", report,
-        ],
+        tiers.load_generator(
+            "chat", "--connections", arguments.connections, "--single-rate", arguments.single_rate,
+            "--group-rate", arguments.group_rate, "--group-size", 20, "--duration", f"{arguments.duration}s",
+            "--ramp-rate", 3000, "--expect-faults", "--allow-late", "--json", report,
+        ),
         stdout=subprocess.DEVNULL if arguments.quiet else None,
         stderr=open(report.with_suffix(".progress"), "w"),
     )

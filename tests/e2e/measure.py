@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from processes import API_TOKEN, BINARIES, JWT_SECRET, Tiers, metric
+from processes import Tiers, metric
 
 
 def cpu_seconds(pid):
@@ -38,14 +38,12 @@ def chat(arguments, tiers, folder):
     empty = tiers.gateway.resident_bytes()
     report = folder / "report.json"
     generator = subprocess.Popen(
-        [
-            BINARIES / "millrace-loadgen", "chat", "--tcp", ready["tcp"], "--websocket", ready["websocket"],
-            "--http", ready["http"], "--jwt-secret", JWT_SECRET, "--api-token", API_TOKEN,
-            "--connections", str(arguments.connections), "--websocket-share", "0.5",
-            "--single-rate", str(arguments.single_rate), "--group-rate", str(arguments.group_rate), "--group-size", "20",
-            "--duration", f"{arguments.duration}s", "--ramp-rate", "3000", "--hold", "10", "--allow-late",
+        tiers.load_generator(
+            "chat", "--connections", arguments.connections, "--websocket-share", 0.5,
+            "--single-rate", arguments.single_rate, "--group-rate", arguments.group_rate, "--group-size", 20,
+            "--duration", f"{arguments.duration}s", "--ramp-rate", 3000, "--hold", 10, "--allow-late",
             "--threshold", "delivery_p99.9<500ms", "--json", report,
-        ],
+        ),
         stderr=open(folder / "progress", "w"),
     )
     try:
@@ -78,11 +76,10 @@ def silent(arguments, tiers, folder):
     empty = tiers.gateway.resident_bytes()
     report = folder / "report.json"
     generator = subprocess.Popen(
-        [
-            BINARIES / "millrace-loadgen", "idle", "--silent", "--tcp", ready["tcp"], "--websocket", ready["websocket"],
-            "--jwt-secret", JWT_SECRET, "--connections", str(arguments.connections), "--ramp-rate", "3000",
-            "--duration", "30s", "--json", report,
-        ],
+        tiers.load_generator(
+            "idle", "--silent", "--connections", arguments.connections, "--ramp-rate", 3000, "--duration", "30s",
+            "--json", report,
+        ),
         stderr=open(folder / "progress", "w"),
     )
     sessions = lambda: metric(ready["admin"], "millrace_sessions")
@@ -95,11 +92,9 @@ def silent(arguments, tiers, folder):
     print(f"ends: {json.dumps(json.loads(report.read_text())['endings'])}")
     print(f"gateway resident: {empty:,} B before, {full:,} B with {arguments.connections:,} silent, {left:,} B after they ended")
     second = subprocess.run(
-        [
-            BINARIES / "millrace-loadgen", "idle", "--tcp", ready["tcp"], "--websocket", ready["websocket"],
-            "--jwt-secret", JWT_SECRET, "--connections", str(arguments.connections), "--ramp-rate", "3000",
-            "--duration", "3s",
-        ],
+        tiers.load_generator(
+            "idle", "--connections", arguments.connections, "--ramp-rate", 3000, "--duration", "3s",
+        ),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
     )
     print(f"gateway resident after as many once more: {tiers.gateway.resident_bytes():,} B (growth would be a leak)")

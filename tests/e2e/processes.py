@@ -188,6 +188,17 @@ class Tiers:
     def api(self):
         return Api(self.ready)
 
+    def load_generator(self, kind, *options):
+        """The command line of `millrace-loadgen` against these tiers; `chat` needs the HTTP door as well."""
+        ready = self.ready
+        command = [
+            BINARIES / "millrace-loadgen", kind, "--tcp", ready["tcp"], "--websocket", ready["websocket"],
+            "--jwt-secret", JWT_SECRET,
+        ]
+        if kind == "chat":
+            command += ["--http", ready["http"], "--api-token", API_TOKEN]
+        return [*command, *(str(option) for option in options)]
+
     def connect(self, transport, user_id, device_id="device-1"):
         connection = transport(self.ready)
         reply = connection.login(user_id, mint_token(JWT_SECRET, user_id), device_id)

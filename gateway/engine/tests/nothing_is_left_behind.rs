@@ -1,7 +1,9 @@
 //! After everybody has gone the engine holds nothing, whatever happened before.
 
+mod harness;
 mod simulator;
 
+use harness::assert_gauges_are_zero;
 use simulator::{Weather, run, seeds};
 
 #[test]
@@ -22,19 +24,7 @@ fn after_storms() {
         );
         assert!(world.engine.is_at_rest(), "{:?}", world.engine.counters());
         let counters = world.engine.counters();
-        let gauges = [
-            counters.tcp.connections,
-            counters.websocket.connections,
-            counters.sessions,
-            counters.requests_in_flight,
-            counters.logins_in_flight,
-            counters.backlog_frames,
-            counters.send_queue_bytes,
-            counters.rooms,
-            counters.room_members,
-            counters.link_outbox_events,
-        ];
-        assert_eq!(gauges, [0; 10], "{counters:?}");
+        assert_gauges_are_zero(counters);
         for traffic in [&counters.tcp, &counters.websocket] {
             assert_eq!(traffic.opened, traffic.closed.iter().sum::<u64>());
             assert!(traffic.opened > 100, "the world was asleep");
