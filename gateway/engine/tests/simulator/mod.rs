@@ -112,9 +112,12 @@ pub fn run(seed: u64, weather: Weather) -> World {
     world
 }
 
-/// A few seeds: always the same three, and one that is new each time.
-pub fn seeds() -> [u64; 4] {
-    [1, 2, 3, fastrand::u64(..)]
+/// The seeds of a run: always the same three, and one that is new each time;
+/// MILLRACE_SIMULATOR_SEEDS asks for another number of new ones.
+pub fn seeds() -> Vec<u64> {
+    let fresh = std::env::var("MILLRACE_SIMULATOR_SEEDS")
+        .map_or(1, |number| number.parse().expect("MILLRACE_SIMULATOR_SEEDS is a number of seeds"));
+    [1, 2, 3].into_iter().chain(std::iter::repeat_with(|| fastrand::u64(..)).take(fresh)).collect()
 }
 
 impl World {
