@@ -1,5 +1,6 @@
 //! What every Millrace process needs and none should write twice.
 //!
+//! - [`cpu_time`]: what a process and its threads have used
 //! - [`config`]: TOML with units, refused with `file:line:column` and the nearest known key
 //! - [`units`]: [`Duration`] (`"10s"`) and [`ByteSize`] (`"64KiB"`)
 //! - [`logging`]: one line an event on standard error, JSON when nobody watches
@@ -9,6 +10,7 @@
 //! are no globals besides the one log subscriber that [`logging::init`] installs.
 
 pub mod config;
+pub mod cpu_time;
 pub mod logging;
 pub mod signal;
 pub mod units;

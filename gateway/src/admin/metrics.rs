@@ -3,11 +3,12 @@
 
 use std::{
     sync::{Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use millrace_engine::{ConnectionInfo, Dropped, Traffic, TransportKind};
 use millrace_protocol::Code;
+use millrace_service::cpu_time;
 use serde_json::{Value, json};
 
 use super::{
@@ -15,7 +16,7 @@ use super::{
         Kind::{Counter, Gauge},
         Page,
     },
-    process::{ProcessFigures, thread_cpu_ns},
+    process::ProcessFigures,
 };
 use crate::{
     shard::ShardSnapshot,
@@ -28,7 +29,7 @@ pub(super) struct Workers(Mutex<Vec<Worker>>);
 
 struct Worker {
     at: Instant,
-    cpu_ns: u64,
+    cpu_time: Duration,
     busy_ratio: f64,
 }
 
@@ -37,16 +38,16 @@ impl Workers {
     pub fn measure(&self, snapshots: &[ShardSnapshot]) {
         let mut workers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (index, shard) in snapshots.iter().enumerate() {
-            let Some(cpu_ns) = thread_cpu_ns(&shard.thread_path) else { continue };
+            let Some(cpu_time) = cpu_time::of_thread(&shard.thread_path) else { continue };
             let at = Instant::now();
             match workers.get_mut(index) {
                 Some(worker) => {
-                    let busy = cpu_ns.saturating_sub(worker.cpu_ns) as f64;
-                    let passed = at.duration_since(worker.at).as_nanos().max(1) as f64;
+                    let busy = cpu_time.saturating_sub(worker.cpu_time).as_secs_f64();
+                    let passed = at.duration_since(worker.at).as_secs_f64().max(1e-9);
                     let busy_ratio = (busy / passed).clamp(0.0, 1.0);
-                    *worker = Worker { at, cpu_ns, busy_ratio };
+                    *worker = Worker { at, cpu_time, busy_ratio };
                 }
-                None => workers.push(Worker { at, cpu_ns, busy_ratio: 0.0 }),
+                None => workers.push(Worker { at, cpu_time, busy_ratio: 0.0 }),
             }
         }
     }

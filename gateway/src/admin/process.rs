@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use millrace_service::cpu_time;
+
 /// Figures of the `process_*` metrics.
 #[derive(Debug, Default)]
 pub(super) struct ProcessFigures {
@@ -24,7 +26,7 @@ impl ProcessFigures {
                 .ok()
                 // The listing itself has one open.
                 .map(|entries| (entries.count() as u64).saturating_sub(1)),
-            cpu_seconds: fs::read_to_string("/proc/self/stat").ok().and_then(|s| cpu_seconds(&s)),
+            cpu_seconds: cpu_time::of_process(None).map(|time| time.as_secs_f64()),
         }
     }
 }
@@ -32,23 +34,6 @@ impl ProcessFigures {
 fn field(status: &str, name: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
-}
-
-/// Fields 14 and 15 of `/proc/self/stat`: clock ticks in user and kernel mode.
-fn cpu_seconds(stat: &str) -> Option<f64> {
-    // The second field is the name in parentheses, which may contain anything.
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_whitespace().skip(11);
-    let user: u64 = fields.next()?.parse().ok()?;
-    let kernel: u64 = fields.next()?.parse().ok()?;
-    let ticks_per_second = rustix::param::clock_ticks_per_second();
-    (ticks_per_second > 0).then(|| (user + kernel) as f64 / ticks_per_second as f64)
-}
-
-/// Nanoseconds that a thread has been on a CPU. `thread_path` is its folder in `/proc`.
-pub(super) fn thread_cpu_ns(thread_path: &str) -> Option<u64> {
-    let schedstat = fs::read_to_string(format!("{thread_path}/schedstat")).ok()?;
-    schedstat.split_whitespace().next()?.parse().ok()
 }
 
 /// A URI without the credentials that may stand before its host.
@@ -67,7 +52,7 @@ pub(super) fn redact(uri: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{ProcessFigures, cpu_seconds, redact};
+    use super::{ProcessFigures, redact};
 
     #[test]
     fn this_process_has_figures() {
@@ -76,13 +61,6 @@ mod tests {
         assert!(figures.open_descriptors.is_some_and(|count| count >= 3));
         assert!(figures.threads.is_some_and(|threads| threads >= 1));
         assert!(figures.cpu_seconds.is_some());
-    }
-
-    #[test]
-    fn a_process_name_with_parentheses_does_not_confuse() {
-        let stat = "7 (a ) b) S 1 2 3 4 5 6 7 8 9 10 250 50 0 0 20 0 1";
-        let expected = 300.0 / rustix::param::clock_ticks_per_second() as f64;
-        assert_eq!(cpu_seconds(stat), Some(expected));
     }
 
     #[test]

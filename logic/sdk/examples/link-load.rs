@@ -142,12 +142,6 @@ async fn measure(
     Ok((answered, begin.elapsed(), cpu_time()?.saturating_sub(cpu_before)))
 }
 
-/// CPU time of this process: fields 14 and 15 of /proc/self/stat, in ticks of 10 ms.
 fn cpu_time() -> Result<Duration, Failure> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let fields = stat.rsplit_once(')').ok_or("an unknown format")?.1;
-    let ticks = |field: usize| -> Result<u64, Failure> {
-        Ok(fields.split_whitespace().nth(field).ok_or("an unknown format")?.parse()?)
-    };
-    Ok(Duration::from_millis(10 * (ticks(11)? + ticks(12)?)))
+    Ok(millrace_service::cpu_time::of_process(None).ok_or("/proc/self/stat cannot be read")?)
 }

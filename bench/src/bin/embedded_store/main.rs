@@ -215,13 +215,10 @@ fn write(arguments: &Arguments, directory: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// User and system time of all threads of this process.
+/// CPU time of this process so far, in seconds.
 fn cpu_seconds() -> anyhow::Result<f64> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let fields: Vec<&str> =
-        stat.rsplit(')').next().context("stat has no name")?.split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-    Ok(ticks as f64 / 100.0)
+    let time = millrace_service::cpu_time::of_process(None).context("/proc/self/stat")?;
+    Ok(time.as_secs_f64())
 }
 
 /// Blocks that the directory's files occupy.
