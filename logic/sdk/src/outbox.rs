@@ -43,6 +43,9 @@ impl Entry {
             Kind::RoomFrame(frame) => {
                 (Some(frame.body_protobuf.len() + frame.body_json.len()), frame.room_id.len())
             }
+            Kind::BroadcastFrame(frame) => {
+                (Some(frame.body_protobuf.len() + frame.body_json.len()), 0)
+            }
             Kind::LoginResult(result) => {
                 let strings = result.reason.len() + result.user_id.len();
                 (None, strings + result.resume_token.len() + result.state.len())

@@ -533,6 +533,18 @@ impl FakeGateway {
                         }
                     }
                 }
+                logic_event::Kind::BroadcastFrame(frame) => {
+                    self.owe(frame.body_protobuf.len() + frame.body_json.len());
+                    for session_id in self.sessions.iter().copied() {
+                        let json = self.encodings.get(&session_id) == Some(&Encoding::Json);
+                        let body = if json { &frame.body_json } else { &frame.body_protobuf };
+                        if !body.is_empty() {
+                            let flags = u32::from(json) | frame.flags;
+                            let received = received(frame.command, flags, 0, body.clone());
+                            self.inboxes.entry(session_id).or_default().push_back(received);
+                        }
+                    }
+                }
                 logic_event::Kind::RoomMembership(change) => {
                     let room = self.rooms.entry(change.room_id).or_default();
                     room.retain(|id| !change.leave_session_ids.contains(id));

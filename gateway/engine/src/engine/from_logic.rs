@@ -8,8 +8,8 @@ use millrace_protocol::{
     frame::Flags,
     limits,
     link::{
-        CloseSession, ConnectResponse, HelloReply, RoomFrame, RoomMembership, SendFrame,
-        logic_event::Kind,
+        BroadcastFrame, CloseSession, ConnectResponse, HelloReply, RoomFrame, RoomMembership,
+        SendFrame, logic_event::Kind,
     },
 };
 
@@ -60,6 +60,7 @@ impl Engine {
             Kind::RefreshResult(result) => self.refresh_result(result),
             Kind::SendFrame(frame) => self.send_frame(frame),
             Kind::RoomFrame(frame) => self.room_frame(frame),
+            Kind::BroadcastFrame(frame) => self.broadcast_frame(frame),
             Kind::RoomMembership(change) => self.room_membership(&change),
             Kind::CloseSession(close) => self.close_session(&close),
             // The stream will end, and that is dealt with when it does: whatever logic still
@@ -127,6 +128,26 @@ impl Engine {
             if id.raw() == frame.except_session_id {
                 continue;
             }
+            let shared = if self.encoding_is_json(id) { &mut json } else { &mut protobuf };
+            if !shared.is_empty() {
+                self.push_shared(id, shared);
+            }
+        }
+    }
+
+    /// Everybody who is logged in now.
+    fn broadcast_frame(&mut self, frame: BroadcastFrame) {
+        self.owe(frame.body_protobuf.len() + frame.body_json.len());
+        let bytes = frame.body_protobuf.len().max(frame.body_json.len());
+        let Some((command, flags)) = header(frame.command, frame.flags, bytes) else {
+            return self.counters.drop_one(Dropped::LinkContract);
+        };
+        let mut protobuf = Shared::new(command, without_json(flags), frame.body_protobuf);
+        let mut json = Shared::new(command, flags.with(Flags::JSON), frame.body_json);
+        for slot in 0..self.connections.slots() {
+            let Some(id) = self.id_in_slot(slot).filter(|id| self.is_active(*id)) else {
+                continue;
+            };
             let shared = if self.encoding_is_json(id) { &mut json } else { &mut protobuf };
             if !shared.is_empty() {
                 self.push_shared(id, shared);

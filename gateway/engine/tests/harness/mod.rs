@@ -351,6 +351,20 @@ impl Harness {
         session_id
     }
 
+    /// Logs in over text messages; returns the session's id.
+    pub fn login_text(&mut self, socket: u64, user_id: &str) -> u64 {
+        let login = session::Login { user_id: user_id.to_owned(), ..session::Login::default() };
+        let body = serde_json::to_vec(&login).expect("JSON");
+        let mut envelope = Vec::new();
+        text::write(&mut envelope, command::LOGIN, 1, &body);
+        self.message(socket, Opcode::Text, &envelope);
+        let session_id = self.id(socket).raw();
+        self.accept_login(session_id, user_id);
+        let reply = self.read_one(socket);
+        assert_eq!((reply.command, reply.request_id), (command::reply(command::LOGIN), 1));
+        session_id
+    }
+
     pub fn accept_login(&mut self, session_id: u64, user_id: &str) {
         let user_id = user_id.to_owned();
         self.logic(Kind::LoginResult(LoginResult {
