@@ -38,6 +38,12 @@ const RETRY_AFTER: Duration = Duration::from_millis(10);
 pub struct ListenerId(u32);
 
 impl ListenerId {
+    /// The id of the listener with this number, for drivers that keep a list of their own.
+    #[must_use]
+    pub fn from_index(index: u32) -> Self {
+        Self(index)
+    }
+
     /// The number of the listener, from 0.
     #[must_use]
     pub fn index(self) -> usize {

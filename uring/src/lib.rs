@@ -51,4 +51,4 @@ pub use options::Options;
 pub use socket::SocketId;
 pub use statistics::Statistics;
 pub use sys::{descriptor_limit, raise_descriptor_limit};
-pub use wake::Waker;
+pub use wake::{Bell, Waker};

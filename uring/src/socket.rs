@@ -10,6 +10,13 @@ impl SocketId {
         Self(u64::from(generation) << 32 | u64::from(slot))
     }
 
+    /// An id made of its parts, for drivers that keep a table of their own: the slot in the lower
+    /// half, the generation in the upper one.
+    #[must_use]
+    pub fn from_parts(slot: u32, generation: u32) -> Self {
+        Self::new(slot, generation)
+    }
+
     /// The id as a number, never 0.
     #[must_use]
     pub fn raw(self) -> u64 {
@@ -22,11 +29,15 @@ impl SocketId {
         Self(raw)
     }
 
-    pub(crate) fn slot(self) -> u32 {
+    /// The table slot.
+    #[must_use]
+    pub fn slot(self) -> u32 {
         self.0 as u32
     }
 
-    pub(crate) fn generation(self) -> u32 {
+    /// How often the slot was used, this time included.
+    #[must_use]
+    pub fn generation(self) -> u32 {
         (self.0 >> 32) as u32
     }
 }

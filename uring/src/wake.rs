@@ -16,7 +16,7 @@
 //! wait for nothing; that does no harm.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -85,18 +85,37 @@ impl Waker {
     }
 }
 
-/// The driver's side of its wakers.
-pub(crate) struct Bell {
+/// The driver's side of its wakers. Drivers that wait in something else than a ring use it, too:
+/// they wait for the eventfd ([`AsFd`]) to become readable, and read it then.
+pub struct Bell {
     shared: Arc<Shared>,
 }
 
+impl std::fmt::Debug for Bell {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Bell").finish_non_exhaustive()
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.eventfd.as_fd()
+    }
+}
+
 impl Bell {
-    pub(crate) fn new() -> io::Result<Self> {
+    /// A bell with an eventfd of its own.
+    ///
+    /// # Errors
+    /// What eventfd(2) says.
+    pub fn new() -> io::Result<Self> {
         let shared = Shared { state: AtomicU8::new(AWAKE), eventfd: sys::eventfd()? };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    pub(crate) fn waker(&self) -> Waker {
+    /// Something that rings it, for other threads.
+    #[must_use]
+    pub fn waker(&self) -> Waker {
         Waker { shared: Arc::clone(&self.shared) }
     }
 
@@ -110,12 +129,14 @@ impl Bell {
     }
 
     /// To be called before a wait: `false` means that the bell rang already and nothing may sleep.
-    pub(crate) fn fall_asleep(&self) -> bool {
+    #[must_use]
+    pub fn fall_asleep(&self) -> bool {
         fall_asleep(&self.shared.state)
     }
 
     /// To be called after every enter: whether the bell rang since the last call.
-    pub(crate) fn look(&self) -> bool {
+    #[must_use]
+    pub fn look(&self) -> bool {
         look(&self.shared.state)
     }
 }
