@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every test of the project on a Debian machine with Rust and C compilers: formatting, lints,
-# unit and property tests, the WebSocket conformance suite, the end-to-end tests with an independent
+# unit and property tests, instruction counts, the WebSocket conformance suite, the end-to-end tests with an independent
 # client and with Chromium, and the load generator's verification.
 #
 # It installs what is missing (Debian packages when it runs as root, Python packages into .venv),
@@ -40,6 +40,7 @@ need_packages() {
     if [ "$scope" = all ]; then
         [ -x /usr/bin/chromium ] || missing+=(chromium)
         [ -x /usr/bin/chromedriver ] || missing+=(chromium-driver)
+        command -v valgrind >/dev/null || missing+=(valgrind)
         command -v python3 >/dev/null || missing+=(python3)
         python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     fi
@@ -82,6 +83,11 @@ done_step
 
 step "release build of every program"
 cargo build --release --locked -p millrace -p millrace-gateway -p millrace-logic -p millrace-loadgen --bins --example websocket-echo
+done_step
+
+step "instructions of the hot paths, against the baseline (Callgrind)"
+# A build of its own: what is compiled with it must not change what is counted.
+scripts/instructions.py
 done_step
 
 step "WebSocket conformance (RFC 6455)"
