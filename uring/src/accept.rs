@@ -6,6 +6,11 @@
 //! single accepts are used, never more than there are free entries; and when only the spare
 //! entries are left, none. Clients then wait in the backlog, where nobody resets them.
 //!
+//! A client goes into the table of the ring whose accept took it. With several rings a listener's
+//! multishot accept is on one of them and moves on when room there becomes short; when it is short
+//! on all, single accepts take turns on those that have any. Room that appears on an earlier ring
+//! is used again at the next move.
+//!
 //! A multishot accept does not give the peer's address. It is asked for on the ring
 //! (SO_PEERNAME as a socket command, Linux 6.7), which costs one submission and one completion,
 //! and no system call of its own. The other way, installing an ordinary descriptor (Linux 6.8) for
@@ -21,6 +26,7 @@ use crate::address::RawAddress;
 use crate::driver::Driver;
 use crate::operation::{Kind, Operation, Tag};
 use crate::ring::Completion;
+use crate::rings::MAIN;
 use crate::socket::{NONE, Stage};
 use crate::{Handler, SocketId, sys};
 
@@ -67,7 +73,9 @@ pub(crate) struct Listener {
     /// Clients the kernel may have ready for one multishot accept.
     backlog: u32,
     many: Many,
-    /// Single accepts in the kernel.
+    /// The ring of the multishot accept, when there is one.
+    many_ring: u8,
+    /// Single accepts in the kernel, on all rings together.
     singles: u32,
     retry_at: Option<Instant>,
     stopping: bool,
@@ -114,6 +122,7 @@ impl Driver {
             // The kernel takes one more than it was told, and no more than net.core.somaxconn.
             backlog: backlog.min(sys::backlog_max()).saturating_add(1),
             many: Many::Off,
+            many_ring: MAIN,
             singles: 0,
             retry_at: None,
             stopping: false,
@@ -133,11 +142,15 @@ impl Driver {
             if listener.many == Many::Armed {
                 listener.many = Many::Cancelling;
                 let target = tag(Kind::AcceptMany, index);
-                self.ring.push(Operation::cancel(tag(Kind::CancelAccept, index), target));
+                let operation = Operation::cancel(tag(Kind::CancelAccept, index), target);
+                self.rings.push(listener.many_ring, operation);
             }
             if listener.singles > 0 {
                 let target = tag(Kind::AcceptOne, index);
-                self.ring.push(Operation::cancel_all(tag(Kind::CancelAccept, index), target));
+                for ring in 0..self.rings.count() {
+                    let operation = Operation::cancel_all(tag(Kind::CancelAccept, index), target);
+                    self.rings.push(ring, operation);
+                }
             }
             listener.close_if_done();
         }
@@ -148,19 +161,13 @@ impl Driver {
         self.listeners.iter().all(Listener::is_idle)
     }
 
-    /// Free entries of the descriptor table that no single accept may take.
-    pub(crate) fn free_entries(&self) -> u32 {
-        let singles: u32 = self.listeners.iter().map(|listener| listener.singles).sum();
-        self.options.sockets_max.saturating_sub(self.sockets.live() + singles)
-    }
-
-    /// Arms or cancels accepts according to the room in the table. Returns when to look again, if
+    /// Arms or cancels accepts according to the room in the tables. Returns when to look again, if
     /// a listener rests after an error.
     pub(crate) fn arm_accepts(&mut self) -> Option<Duration> {
         if self.listeners.is_empty() {
             return None;
         }
-        let mut room = self.free_entries().saturating_sub(self.options.accept_spare);
+        let spare = self.options.accept_spare;
         let open = self.listeners.iter().filter(|listener| !listener.stopping);
         let burst = open.fold(0u32, |sum, listener| sum.saturating_add(listener.backlog));
         // Some way apart, so that a table that hovers about the mark does not toggle.
@@ -172,10 +179,14 @@ impl Driver {
             };
             let descriptor = socket.as_raw_fd();
             match listener.many {
-                Many::Armed if room <= burst => {
+                Many::Armed
+                    if self.rings.room(listener.many_ring) <= burst.saturating_add(spare)
+                        || self.rings.should_move_on(listener.many_ring) =>
+                {
                     listener.many = Many::Cancelling;
                     let target = tag(Kind::AcceptMany, index);
-                    self.ring.push(Operation::cancel(tag(Kind::CancelAccept, index), target));
+                    let operation = Operation::cancel(tag(Kind::CancelAccept, index), target);
+                    self.rings.push(listener.many_ring, operation);
                     continue;
                 }
                 Many::Armed | Many::Cancelling => continue,
@@ -190,18 +201,21 @@ impl Driver {
                 }
                 listener.retry_at = None;
             }
-            if room > burst_to_start {
+            if let Some(ring) = self.rings.choose(burst_to_start.saturating_add(spare)) {
                 listener.many = Many::Armed;
+                listener.many_ring = ring;
                 listener.paused = false;
                 let tag = tag(Kind::AcceptMany, index);
-                self.ring.push(Operation::accept_many(tag, descriptor));
+                self.rings.push(ring, Operation::accept_many(tag, descriptor));
                 continue;
             }
-            while listener.singles < SINGLES_MAX && room > 0 {
+            while listener.singles < SINGLES_MAX {
+                let Some(ring) = self.rings.choose(spare) else { break };
                 listener.singles += 1;
-                room -= 1;
+                let member = self.rings.member(ring);
+                member.singles += 1;
                 let tag = tag(Kind::AcceptOne, index);
-                self.ring.push(Operation::accept_one(tag, descriptor));
+                member.ring.push(Operation::accept_one(tag, descriptor));
             }
             let paused = listener.singles == 0;
             if paused && !listener.paused {
@@ -212,18 +226,19 @@ impl Driver {
         retry
     }
 
-    pub(crate) fn on_accept(&mut self, completed: Tag, completion: Completion) {
+    pub(crate) fn on_accept(&mut self, ring: u8, completed: Tag, completion: Completion) {
         let index = completed.slot as usize;
         let listener = &mut self.listeners[index];
         if completed.kind == Kind::AcceptOne {
             listener.singles -= 1;
+            self.rings.member(ring).singles -= 1;
         } else if !completion.more() {
             listener.many = Many::Off;
         }
         listener.close_if_done();
         let address = listener.address;
         match u32::try_from(completion.result) {
-            Ok(descriptor) => self.ask_for_peer(index, descriptor, &address),
+            Ok(descriptor) => self.ask_for_peer(ring, index, descriptor, &address),
             Err(_) => match -completion.result {
                 libc::ECANCELED => {}
                 // The client gave up, or a signal came; the next one may follow at once.
@@ -238,8 +253,8 @@ impl Driver {
         }
     }
 
-    fn ask_for_peer(&mut self, listener: usize, descriptor: u32, address: &SocketAddr) {
-        let id = self.sockets.insert(Stage::Naming, 0);
+    fn ask_for_peer(&mut self, ring: u8, listener: usize, descriptor: u32, address: &SocketAddr) {
+        let id = self.insert_socket(ring, Stage::Naming, 0);
         let link = self.lent.peers.insert(Box::new(RawAddress::room_for(address)));
         let room: *mut RawAddress = &mut **self.lent.peers.get_mut(link);
         let socket = self.sockets.get_mut(id).expect("just inserted");
@@ -249,7 +264,7 @@ impl Driver {
         let tag = Tag::new(Kind::Peer, id.slot(), id.generation());
         // SAFETY: the room is boxed in `lent` and left alone until the completion removes it.
         let operation = unsafe { Operation::peer_name(tag, descriptor, room) };
-        self.ring.push(operation);
+        self.rings.push(ring, operation);
     }
 
     pub(crate) fn on_peer(&mut self, tag: Tag, completion: Completion, handler: &mut impl Handler) {
@@ -286,7 +301,8 @@ impl Driver {
         if self.listeners[index].many == Many::Cancelling {
             self.statistics.cancels_repeated += 1;
             let target = tag(Kind::AcceptMany, index);
-            self.ring.push(Operation::cancel(tag(Kind::CancelAccept, index), target));
+            let operation = Operation::cancel(tag(Kind::CancelAccept, index), target);
+            self.rings.push(self.listeners[index].many_ring, operation);
         }
     }
 }
@@ -330,14 +346,15 @@ mod tests {
             // As if the kernel had ended the multishot accept: really ended by a cancellation,
             // with the code of the error in its last completion.
             let target = tag(Kind::AcceptMany, 0);
-            driver.ring.push(Operation::cancel(tag(Kind::CancelAccept, 0), target));
-            driver.ring.enter(1, Some(Duration::from_secs(5))).unwrap();
+            let ring = driver.rings.main();
+            ring.push(Operation::cancel(tag(Kind::CancelAccept, 0), target));
+            ring.enter(1, Some(Duration::from_secs(5))).unwrap();
             let mut batch = Vec::new();
-            driver.ring.reap(&mut batch, 8);
+            ring.reap(&mut batch, 8);
             let mut last = batch[0];
             assert_eq!((batch.len(), last.result), (1, -libc::ECANCELED));
             last.result = -code;
-            driver.on_accept(target, last);
+            driver.on_accept(MAIN, target, last);
             assert_eq!(driver.listeners[0].many, Many::Off);
             assert_eq!(driver.statistics().accept_failed, 1);
 

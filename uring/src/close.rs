@@ -27,7 +27,7 @@ impl Driver {
         socket.shutting_down = true;
         let tag = Tag::new(Kind::Shutdown, id.slot(), id.generation());
         let operation = Operation::shutdown_write(tag, socket.descriptor);
-        self.ring.push(operation);
+        self.rings.push(socket.ring, operation);
     }
 
     pub(crate) fn on_shutdown(&mut self, tag: Tag) {
@@ -74,8 +74,9 @@ impl Driver {
     }
 
     fn cancel_connect(&mut self, id: SocketId) {
+        let Some(socket) = self.sockets.get(id) else { return };
         let tag = Tag::new(Kind::CancelConnect, id.slot(), id.generation());
-        self.ring.push(Operation::cancel(tag, connect_tag(id)));
+        self.rings.push(socket.ring, Operation::cancel(tag, connect_tag(id)));
     }
 
     /// Submits the close of a closing socket if nothing of it is in the kernel any more.
@@ -92,7 +93,7 @@ impl Driver {
             NONE => Operation::nothing(tag),
             descriptor => Operation::close(tag, descriptor),
         };
-        self.ring.push(operation);
+        self.rings.push(socket.ring, operation);
     }
 
     pub(crate) fn on_close(
@@ -107,6 +108,7 @@ impl Driver {
         };
         debug_assert_eq!(completion.result, 0, "the entry was ours to close");
         let (context, announced) = (socket.context, socket.announced);
+        self.rings.member(socket.ring).sockets -= 1;
         self.sockets.remove(tag.slot);
         self.statistics.closed += 1;
         if announced {

@@ -42,7 +42,7 @@ impl Driver {
     /// The outcome comes with [`Handler::connected`]; the id may be closed before that.
     ///
     /// # Errors
-    /// ENFILE when the descriptor table is full; `InvalidInput` when the two addresses are not
+    /// ENFILE when the descriptor tables of all rings are full; `InvalidInput` when the two addresses are not
     /// of one family.
     pub fn connect(
         &mut self,
@@ -54,21 +54,21 @@ impl Driver {
             let text = "source and destination are not of one address family";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        if self.free_entries() == 0 {
+        let Some(ring) = self.rings.choose(0) else {
             return Err(io::Error::from_raw_os_error(libc::ENFILE));
-        }
+        };
         let connecting = Box::new(Connecting {
             remote: RawAddress::encode(&address),
             source: source.as_ref().map(RawAddress::encode),
             step: Step::Socket,
         });
-        let id = self.sockets.insert(Stage::Connecting, context);
+        let id = self.insert_socket(ring, Stage::Connecting, context);
         let link = self.lent.connecting.insert(connecting);
         let socket = self.sockets.get_mut(id).expect("just inserted");
         socket.link = link;
         socket.announced = true;
         let domain = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-        self.ring.push(Operation::socket(connect_tag(id), domain));
+        self.rings.push(ring, Operation::socket(connect_tag(id), domain));
         Ok(id)
     }
 
@@ -115,24 +115,26 @@ impl Driver {
             self.arm_receive(id);
             return;
         }
-        let descriptor = socket.descriptor;
-        self.next_step(id, link, descriptor);
+        let (ring, descriptor) = (socket.ring, socket.descriptor);
+        self.next_step(id, ring, link, descriptor);
     }
 
     /// The socket exists, or is bound: what comes next.
-    fn next_step(&mut self, id: SocketId, link: u32, descriptor: u32) {
+    fn next_step(&mut self, id: SocketId, ring: u8, link: u32, descriptor: u32) {
         let option = Tag::new(Kind::Option, id.slot(), id.generation());
         let connecting = self.lent.connecting.get_mut(link);
         if connecting.step == Step::Socket {
             let name = libc::TCP_NODELAY;
-            self.ring.push(Operation::option_on(option, descriptor, libc::IPPROTO_TCP, name));
+            let no_delay = Operation::option_on(option, descriptor, libc::IPPROTO_TCP, name);
+            self.rings.push(ring, no_delay);
             if let Some(source) = &connecting.source {
                 connecting.step = Step::Bind;
                 let name = libc::IP_BIND_ADDRESS_NO_PORT;
-                self.ring.push(Operation::option_on(option, descriptor, libc::SOL_IP, name));
+                let late_port = Operation::option_on(option, descriptor, libc::SOL_IP, name);
+                self.rings.push(ring, late_port);
                 // SAFETY: the address is boxed in `lent` and left alone until the completion.
                 let operation = unsafe { Operation::bind(connect_tag(id), descriptor, source) };
-                self.ring.push(operation);
+                self.rings.push(ring, operation);
                 return;
             }
         }
@@ -140,7 +142,7 @@ impl Driver {
         let remote: *const RawAddress = &connecting.remote;
         // SAFETY: the address is boxed in `lent` and left alone until the completion.
         let operation = unsafe { Operation::connect(connect_tag(id), descriptor, remote) };
-        self.ring.push(operation);
+        self.rings.push(ring, operation);
     }
 }
 

@@ -3,7 +3,6 @@
 //! The concerns of a socket's life (accept, connect, receive, send, close) are in files of their
 //! own, as further `impl Driver` blocks.
 
-use std::collections::VecDeque;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
@@ -16,9 +15,10 @@ use crate::buffers::ReceiveBuffers;
 use crate::connect::Connecting;
 use crate::operation::{Kind, Operation, Tag};
 use crate::ring::{Completion, Ring};
+use crate::rings::{MAIN, Rings};
 use crate::send::Sending;
 use crate::slab::Slab;
-use crate::socket::SocketTable;
+use crate::socket::{SocketTable, Stage};
 use crate::wake::Bell;
 use crate::{Handler, ListenerId, Options, SocketId, Statistics, Waker};
 
@@ -31,22 +31,20 @@ const DROP_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Memory that the kernel may read or write while an operation is under way. Kept together, so
 /// that it can be leaked as a whole should the kernel not let go of it.
 pub(crate) struct Lent {
-    pub(crate) buffers: ReceiveBuffers,
+    /// Of each ring, in order.
+    pub(crate) buffers: Vec<ReceiveBuffers>,
     pub(crate) sends: Slab<Sending>,
     pub(crate) connecting: Slab<Box<Connecting>>,
     pub(crate) peers: Slab<Box<RawAddress>>,
     pub(crate) wake_count: Box<u64>,
 }
 
-/// One ring and its sockets. To be created on the thread that uses it, and not to leave it.
+/// The rings of one thread and their sockets. To be created on the thread that uses it, and not to leave it.
 pub struct Driver {
-    pub(crate) ring: Ring,
+    pub(crate) rings: Rings,
     pub(crate) lent: ManuallyDrop<Lent>,
     pub(crate) sockets: SocketTable,
     pub(crate) listeners: Vec<Listener>,
-    /// Sockets that found no receive buffer, first in first out; those closed since are
-    /// recognised by their id.
-    pub(crate) parked: VecDeque<SocketId>,
     pub(crate) send_pool: Vec<Vec<u8>>,
     pub(crate) options: Options,
     pub(crate) statistics: Statistics,
@@ -71,19 +69,21 @@ impl std::fmt::Debug for Driver {
 }
 
 impl Driver {
-    /// Makes a ring with its descriptor table and receive buffers for the calling thread.
+    /// Makes the rings with their descriptor tables and receive buffers for the calling thread.
     ///
     /// # Errors
     /// `InvalidInput` with an explanation when a size is wrong or above RLIMIT_NOFILE; else what
     /// the kernel says (ENOSYS or EPERM where io_uring is blocked, ENOMEM, EMFILE).
     pub fn new(options: Options) -> io::Result<Self> {
         options.check()?;
-        let ring =
-            Ring::new(options.submission_entries, options.completion_entries, options.sockets_max)?;
-        // SAFETY: the buffers live in `lent`, which is dropped only after the last completion.
-        let buffers = unsafe {
-            ReceiveBuffers::new(&ring, options.receive_buffers, options.receive_buffer_bytes)
-        }?;
+        let bell = Bell::new()?;
+        let rings = Rings::new(&options, bell.eventfd())?;
+        let mut buffers = Vec::with_capacity(usize::from(options.rings));
+        for (member, index) in rings.members().iter().zip(0u8..) {
+            let (count, bytes) = (options.receive_buffers_of(index), options.receive_buffer_bytes);
+            // SAFETY: the buffers live in `lent`, which is dropped only after the last completion.
+            buffers.push(unsafe { ReceiveBuffers::new(&member.ring, count, bytes) }?);
+        }
         let lent = Lent {
             buffers,
             sends: Slab::new(),
@@ -92,15 +92,14 @@ impl Driver {
             wake_count: Box::new(0),
         };
         Ok(Self {
-            ring,
+            rings,
             lent: ManuallyDrop::new(lent),
             sockets: SocketTable::new(),
             listeners: Vec::new(),
-            parked: VecDeque::new(),
             send_pool: Vec::new(),
             options,
             statistics: Statistics::default(),
-            bell: Bell::new()?,
+            bell,
             wake_armed: false,
             leaving: false,
             batch: Vec::with_capacity(BATCH_MAX),
@@ -123,11 +122,26 @@ impl Driver {
     /// The counters as of now.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
+        let sum = |counter: fn(&Ring) -> u64| -> u64 {
+            self.rings.members().iter().map(|member| counter(&member.ring)).sum()
+        };
         Statistics {
-            submissions_overflowed: self.ring.overflowed(),
-            enters: self.ring.enters(),
+            submissions_overflowed: sum(Ring::overflowed),
+            enters: sum(Ring::enters),
             ..self.statistics
         }
+    }
+
+    /// How many rings there are.
+    #[must_use]
+    pub fn rings(&self) -> usize {
+        self.rings.members().len()
+    }
+
+    /// Takes a slot for a socket that is in the table of `ring`, or will be.
+    pub(crate) fn insert_socket(&mut self, ring: u8, stage: Stage, context: u64) -> SocketId {
+        self.rings.member(ring).sockets += 1;
+        self.sockets.insert(ring, stage, context)
     }
 
     /// Replaces the context that callbacks get with the socket. A dead id is ignored.
@@ -139,40 +153,52 @@ impl Driver {
 
     /// Submits what was asked for, waits for something to happen, and hands it to the handler.
     ///
-    /// `timeout` bounds the wait: `None` waits until something happens, zero not at all. One
-    /// system call, unless the submission queue overflowed. Returns the number of completions
+    /// `timeout` bounds the wait: `None` waits until something happens, zero not at all. With one
+    /// ring it is one system call, unless the submission queue overflowed; with several, one for
+    /// each ring that has something to do, and one to wait. Returns the number of completions
     /// handled; 0 after a timeout or a mere wake-up.
     ///
     /// # Errors
-    /// What io_uring_enter(2) says about the ring as a whole; the driver is of no use then. Time
+    /// What io_uring_enter(2) says about a ring as a whole; the driver is of no use then. Time
     /// running out, signals and a kernel short of memory are no errors.
     pub fn poll(
         &mut self,
         timeout: Option<Duration>,
         handler: &mut impl Handler,
     ) -> io::Result<usize> {
-        self.arm_wake();
         self.arm_parked();
         let retry = self.arm_accepts();
         let timeout = match (timeout, retry) {
             (Some(timeout), Some(retry)) => Some(timeout.min(retry)),
             (timeout, retry) => timeout.or(retry),
         };
-        self.ring.flush_overflow()?;
+        let is_alone = !self.rings.has_satellites();
+        self.rings.enter_satellites()?;
+        let is_quiet = timeout != Some(Duration::ZERO) && self.rings.are_satellites_quiet();
+        if is_alone || is_quiet {
+            // Satellites write the eventfd all the time while there is much to do. So with them it
+            // is read only when nothing else would end the wait.
+            self.arm_wake();
+        }
+        self.rings.main().flush_overflow()?;
         // No sleep while there is something to do: completions left from last time, submissions
         // the kernel did not take, or sockets that wait for a buffer behind those just armed.
-        let may_sleep = timeout != Some(Duration::ZERO)
-            && self.parked.is_empty()
-            && !self.ring.is_overflowing()
-            && !self.ring.is_ready()
+        let main = self.rings.member(MAIN);
+        let may_sleep = is_quiet
+            && main.parked.is_empty()
+            && !main.ring.is_overflowing()
+            && !main.ring.is_ready()
             && self.bell.fall_asleep();
-        let entered = self.ring.enter(u32::from(may_sleep), timeout);
+        let entered = match is_alone || may_sleep || main.ring.needs_enter() {
+            true => main.ring.enter(u32::from(may_sleep), timeout).map(drop),
+            false => Ok(()),
+        };
         let rung = self.bell.look();
         entered?;
-        if self.ring.is_completion_overflowing() {
-            self.statistics.completions_overflowed += 1;
+        let mut handled = 0;
+        for ring in 0..self.rings.count() {
+            handled += self.dispatch_ready(ring, handler);
         }
-        let handled = self.dispatch_ready(handler);
         if rung {
             self.statistics.woken += 1;
             handler.woken();
@@ -190,36 +216,44 @@ impl Driver {
         // SAFETY: the place is boxed in `lent`, used by this read alone (one at a time), and stays
         // until its completion.
         let operation = unsafe { Operation::read_counter(tag, self.bell.eventfd(), place) };
-        self.ring.push(operation);
+        self.rings.push(MAIN, operation);
     }
 
-    /// Handles what is in the completion queue, at most as much as it holds, so that a busy ring
+    /// Handles what is in a completion queue, at most as much as it holds, so that a busy ring
     /// does not keep the loop from its other duties.
-    fn dispatch_ready(&mut self, handler: &mut impl Handler) -> usize {
+    fn dispatch_ready(&mut self, ring: u8, handler: &mut impl Handler) -> usize {
+        let most = self.options.completions_of(ring) as usize;
+        let queue = &mut self.rings.member(ring).ring;
+        if queue.is_completion_overflowing() {
+            self.statistics.completions_overflowed += 1;
+        }
+        if !queue.is_ready() {
+            return 0;
+        }
         let mut handled = 0;
         let mut batch = std::mem::take(&mut self.batch);
-        while handled < self.options.completion_entries as usize {
-            self.ring.reap(&mut batch, BATCH_MAX);
+        while handled < most {
+            self.rings.member(ring).ring.reap(&mut batch, BATCH_MAX);
             if batch.is_empty() {
                 break;
             }
             handled += batch.len();
             for completion in batch.drain(..) {
-                self.dispatch(completion, handler);
+                self.dispatch(ring, completion, handler);
             }
         }
         self.batch = batch;
         handled
     }
 
-    fn dispatch(&mut self, completion: Completion, handler: &mut impl Handler) {
+    fn dispatch(&mut self, ring: u8, completion: Completion, handler: &mut impl Handler) {
         let tag = Tag::unpack(completion.user_data).expect("every operation carries a tag");
         match tag.kind {
             Kind::Wake => self.wake_armed = false,
-            Kind::AcceptMany | Kind::AcceptOne => self.on_accept(tag, completion),
+            Kind::AcceptMany | Kind::AcceptOne => self.on_accept(ring, tag, completion),
             Kind::Peer => self.on_peer(tag, completion, handler),
             Kind::Connect => self.on_connect(tag, completion, handler),
-            Kind::Receive => self.on_receive(tag, completion, handler),
+            Kind::Receive => self.on_receive(ring, tag, completion, handler),
             Kind::Send => self.on_send(tag, completion, handler),
             Kind::Shutdown => self.on_shutdown(tag),
             Kind::Close => self.on_close(tag, completion, handler),

@@ -1,7 +1,8 @@
-//! The io_uring driver: TCP sockets as direct descriptors of one ring, completions as callbacks.
+//! The io_uring driver: TCP sockets as direct descriptors of rings, completions as callbacks.
 //!
-//! What it does: listens, accepts, connects, receives, sends and closes, on one thread and one
-//! ring, for as many sockets as the ring's descriptor table holds. What it does not do: it knows no
+//! What it does: listens, accepts, connects, receives, sends and closes, on one thread, for as many
+//! sockets as the descriptor tables of its rings hold: one ring where RLIMIT_NOFILE is high, several
+//! where it is not. What it does not do: it knows no
 //! protocol, keeps no time, queues no second send, and starts no thread.
 //!
 //! A tour, storey by storey, the unsafe ones first:
@@ -10,7 +11,8 @@
 //! - `address`: socket addresses as the kernel's bytes.
 //! - `operation`: one submission; those that lend memory to the kernel are `unsafe` to build.
 //! - `ring`: the submission queue with its overflow, the one enter, the reaping of completions.
-//! - `buffers`: the provided buffer ring from which every socket receives.
+//! - `rings`: all rings of a thread; which of them are entered, and when it may sleep.
+//! - `buffers`: the provided buffer ring from which the sockets of a ring receive.
 //! - `socket`: the table of sockets; 32 bytes each, generation-checked.
 //! - `accept`, `connect`, `receive`, `send`, `close`: one concern of the [`Driver`] each.
 //! - `wake`: the bell that other threads ring.
@@ -37,6 +39,7 @@ mod operation;
 mod options;
 mod receive;
 mod ring;
+mod rings;
 mod send;
 mod slab;
 mod socket;
@@ -47,7 +50,7 @@ mod wake;
 pub use accept::ListenerId;
 pub use driver::Driver;
 pub use handler::Handler;
-pub use options::Options;
+pub use options::{Options, Placement};
 pub use socket::SocketId;
 pub use statistics::Statistics;
 pub use sys::{descriptor_limit, raise_descriptor_limit};

@@ -1,4 +1,4 @@
-//! Receiving: multishot from the shared buffers, pausing, and the line of those without a buffer.
+//! Receiving: multishot from the ring's buffers, pausing, and the line of those without a buffer.
 //!
 //! A receive that finds no buffer ends (ENOBUFS); its bytes stay in the socket. The socket goes to
 //! the end of a line. Each poll takes the first of the line, as many as there are buffers, and
@@ -46,10 +46,11 @@ impl Driver {
         let Some(socket) = self.sockets.get_mut(id) else { return };
         if socket.stage == Stage::Open && socket.receiving == Receiving::Off && socket.wants_receive
         {
-            if self.parked.is_empty() {
+            let member = self.rings.member(socket.ring);
+            if member.parked.is_empty() {
                 socket.receiving = Receiving::Armed;
                 let operation = Operation::receive_many(receive_tag(id), socket.descriptor);
-                self.ring.push(operation);
+                member.ring.push(operation);
             } else {
                 self.park(id);
             }
@@ -59,15 +60,25 @@ impl Driver {
     fn park(&mut self, id: SocketId) {
         if let Some(socket) = self.sockets.get_mut(id) {
             socket.receiving = Receiving::Parked;
-            self.parked.push_back(id);
+            self.rings.member(socket.ring).parked.push_back(id);
         }
     }
 
-    /// Lets the first of the line receive, one buffer each.
+    /// Lets the first of each ring's line receive, one buffer each.
     pub(crate) fn arm_parked(&mut self) {
-        let mut buffers = self.lent.buffers.count();
+        for ring in 0..self.rings.count() {
+            self.arm_parked_of(ring);
+        }
+    }
+
+    fn arm_parked_of(&mut self, ring: u8) {
+        let member = self.rings.member(ring);
+        let mut buffers = match member.parked.is_empty() {
+            true => return,
+            false => self.lent.buffers[usize::from(ring)].count(),
+        };
         while buffers > 0 {
-            let Some(id) = self.parked.pop_front() else { return };
+            let Some(id) = member.parked.pop_front() else { return };
             // Closed since, or closing: it left the line.
             let Some(socket) = self.sockets.get_mut(id) else { continue };
             if socket.receiving != Receiving::Parked {
@@ -80,26 +91,29 @@ impl Driver {
             buffers -= 1;
             socket.receiving = Receiving::Armed;
             let operation = Operation::receive_one(receive_tag(id), socket.descriptor);
-            self.ring.push(operation);
+            member.ring.push(operation);
         }
     }
 
     /// Submits the cancellation of the receive in the kernel.
     pub(crate) fn cancel_receive(&mut self, id: SocketId) {
+        let Some(socket) = self.sockets.get(id) else { return };
         let tag = Tag::new(Kind::CancelReceive, id.slot(), id.generation());
-        self.ring.push(Operation::cancel(tag, receive_tag(id)));
+        self.rings.push(socket.ring, Operation::cancel(tag, receive_tag(id)));
     }
 
     pub(crate) fn on_receive(
         &mut self,
+        ring: u8,
         tag: Tag,
         completion: Completion,
         handler: &mut impl Handler,
     ) {
         let id = SocketId::new(tag.slot, tag.generation);
+        let buffers = &mut self.lent.buffers[usize::from(ring)];
         let Some(socket) = self.sockets.find(tag.slot, tag.generation) else {
             if let Some(buffer) = completion.buffer() {
-                self.lent.buffers.give_back(buffer);
+                buffers.give_back(buffer);
             }
             self.statistics.completions_stale += 1;
             return;
@@ -115,10 +129,10 @@ impl Driver {
                 self.statistics.receives += 1;
                 self.statistics.received_bytes += length as u64;
                 // SAFETY: this completion named the buffer, and it is given back only below.
-                let bytes = unsafe { self.lent.buffers.bytes(buffer, length) };
+                let bytes = unsafe { buffers.bytes(buffer, length) };
                 handler.received(id, context, bytes);
             }
-            self.lent.buffers.give_back(buffer);
+            buffers.give_back(buffer);
         }
         if completion.more() {
             return;

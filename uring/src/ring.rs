@@ -35,6 +35,17 @@ impl Completion {
     }
 }
 
+/// The sizes of one ring.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RingOptions {
+    pub(crate) submissions: u32,
+    pub(crate) completions: u32,
+    /// Entries of the descriptor table.
+    pub(crate) descriptors: u32,
+    /// Whether the kernel shows by a flag that work waits for an enter.
+    pub(crate) taskrun_flag: bool,
+}
+
 /// A submission and completion queue pair with its registered descriptor table.
 pub(crate) struct Ring {
     ring: IoUring,
@@ -47,16 +58,17 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    /// Makes a ring for this thread with an empty table of `descriptors` entries.
-    pub(crate) fn new(submissions: u32, completions: u32, descriptors: u32) -> io::Result<Self> {
-        let ring = build(submissions, completions, true).or_else(|error| {
+    /// Makes a ring for this thread with an empty table of descriptors.
+    pub(crate) fn new(options: &RingOptions) -> io::Result<Self> {
+        let ring = build(options, true).or_else(|error| {
             // Before Linux 6.6 the flag is unknown.
             if error.raw_os_error() == Some(libc::EINVAL) {
-                build(submissions, completions, false)
+                build(options, false)
             } else {
                 Err(error)
             }
         })?;
+        let descriptors = options.descriptors;
         assert!(ring.params().is_feature_nodrop(), "kernels with DEFER_TASKRUN drop no completion");
         ring.submitter().register_files_sparse(descriptors).map_err(|error| {
             let text = format!("a table of {descriptors} direct descriptors: {error}");
@@ -120,6 +132,13 @@ impl Ring {
         !self.overflow.is_empty()
     }
 
+    /// Whether an enter has something to do besides waiting: submissions, deferred work, or
+    /// completions the kernel holds back. Deferred work is seen only with the flag for it.
+    pub(crate) fn needs_enter(&mut self) -> bool {
+        let queue = self.ring.submission();
+        !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
+    }
+
     /// Submits everything queued and waits for `wait` completions, at most for `timeout`. Returns
     /// how many submissions the kernel took.
     pub(crate) fn enter(&mut self, wait: u32, timeout: Option<Duration>) -> io::Result<u32> {
@@ -175,16 +194,19 @@ impl Drop for Ring {
     }
 }
 
-fn build(submissions: u32, completions: u32, without_array: bool) -> io::Result<IoUring> {
+fn build(options: &RingOptions, without_array: bool) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder
         .setup_single_issuer()
         .setup_defer_taskrun()
         .setup_submit_all()
-        .setup_cqsize(completions)
+        .setup_cqsize(options.completions)
         .dontfork();
+    if options.taskrun_flag {
+        builder.setup_taskrun_flag();
+    }
     if without_array {
         builder.setup_no_sqarray();
     }
-    builder.build(submissions)
+    builder.build(options.submissions)
 }

@@ -78,13 +78,14 @@ impl Driver {
         // its memory does not.
         let operation =
             unsafe { Operation::send(send_tag(id), socket.descriptor, rest.as_ptr(), length) };
-        self.ring.push(operation);
+        self.rings.push(socket.ring, operation);
     }
 
     /// Submits the cancellation of the send in the kernel.
     pub(crate) fn cancel_send(&mut self, id: SocketId) {
+        let Some(socket) = self.sockets.get(id) else { return };
         let tag = Tag::new(Kind::CancelSend, id.slot(), id.generation());
-        self.ring.push(Operation::cancel(tag, send_tag(id)));
+        self.rings.push(socket.ring, Operation::cancel(tag, send_tag(id)));
     }
 
     pub(crate) fn on_send(&mut self, tag: Tag, completion: Completion, handler: &mut impl Handler) {

@@ -104,9 +104,11 @@ pub(crate) struct Socket {
     pub(crate) shutting_down: bool,
     /// The owner knows the id.
     pub(crate) announced: bool,
+    /// The ring in whose table it is and to which all its operations go.
+    pub(crate) ring: u8,
 }
 
-const _: () = assert!(size_of::<Socket>() <= 40);
+const _: () = assert!(size_of::<Socket>() == 32);
 
 impl Socket {
     /// Whether an operation of this socket may still complete, the close not counted.
@@ -136,11 +138,11 @@ impl SocketTable {
         self.live
     }
 
-    /// Takes a slot. The caller keeps the number of live sockets within the descriptor table.
-    pub(crate) fn insert(&mut self, stage: Stage, context: u64) -> SocketId {
+    /// Takes a slot. The caller keeps the number of live sockets of a ring within its table.
+    pub(crate) fn insert(&mut self, ring: u8, stage: Stage, context: u64) -> SocketId {
         self.live += 1;
         let slot = if self.first_free == NONE {
-            let slot = u32::try_from(self.sockets.len()).expect("bounded by the descriptor table");
+            let slot = u32::try_from(self.sockets.len()).expect("bounded by the descriptor tables");
             assert!(slot < 1 << 24, "a slot has 24 bits");
             self.sockets.push(Socket {
                 context: 0,
@@ -155,6 +157,7 @@ impl SocketTable {
                 wants_shutdown: false,
                 shutting_down: false,
                 announced: false,
+                ring,
             });
             slot
         } else {
@@ -164,6 +167,7 @@ impl SocketTable {
         };
         let socket = &mut self.sockets[slot as usize];
         debug_assert_eq!(socket.stage, Stage::Free);
+        socket.ring = ring;
         socket.context = context;
         socket.stage = stage;
         socket.link = NONE;
@@ -190,6 +194,7 @@ impl SocketTable {
             wants_shutdown: false,
             shutting_down: false,
             announced: false,
+            ring: 0,
         };
         self.first_free = slot;
         self.live -= 1;
@@ -242,10 +247,10 @@ mod tests {
     #[test]
     fn an_old_id_never_names_the_next_socket_of_the_slot() {
         let mut table = SocketTable::new();
-        let first = table.insert(Stage::Open, 1);
+        let first = table.insert(0, Stage::Open, 1);
         leave(&mut table, first);
         assert!(table.get(first).is_none());
-        let second = table.insert(Stage::Open, 2);
+        let second = table.insert(3, Stage::Open, 2);
         assert_eq!(first.slot(), second.slot());
         assert!(table.get(first).is_none());
         assert_eq!(table.get(second).unwrap().context, 2);

@@ -9,12 +9,20 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use common::recorder::{ACCEPTED_CONTEXT, Event, Recorder};
-use common::small;
-use millrace_uring::Driver;
+use millrace_uring::{Driver, Options};
 
-#[test]
-fn the_peers_address_is_right_for_both_families() {
-    let mut driver = Driver::new(small()).unwrap();
+with_one_ring_and_three!(
+    the_peers_address_is_right_for_both_families,
+    an_ipv4_client_of_an_ipv6_listener_has_its_ipv4_address,
+    several_drivers_share_an_address,
+    after_stop_accepting_clients_are_refused_and_the_others_live_on,
+    an_address_in_use_is_an_error_and_so_is_a_foreign_one,
+    a_dropped_driver_ends_its_connections_at_once,
+    set_context_replaces_what_accepted_returned,
+);
+
+fn the_peers_address_is_right_for_both_families(options: Options) {
+    let mut driver = Driver::new(options.clone()).unwrap();
     let mut recorder = Recorder::default();
     for local in ["127.0.0.1:0", "[::1]:0"] {
         let (listener, address) = driver.listen(local.parse().unwrap(), 64).unwrap();
@@ -27,9 +35,8 @@ fn the_peers_address_is_right_for_both_families() {
     }
 }
 
-#[test]
-fn an_ipv4_client_of_an_ipv6_listener_has_its_ipv4_address() {
-    let mut driver = Driver::new(small()).unwrap();
+fn an_ipv4_client_of_an_ipv6_listener_has_its_ipv4_address(options: Options) {
+    let mut driver = Driver::new(options.clone()).unwrap();
     let mut recorder = Recorder::default();
     let (_, address) = driver.listen("[::]:0".parse().unwrap(), 64).unwrap();
     let client = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], address.port()))).unwrap();
@@ -37,10 +44,9 @@ fn an_ipv4_client_of_an_ipv6_listener_has_its_ipv4_address() {
     assert_eq!(peer, client.local_addr().unwrap());
 }
 
-#[test]
-fn several_drivers_share_an_address() {
-    let mut first = Driver::new(small()).unwrap();
-    let mut second = Driver::new(small()).unwrap();
+fn several_drivers_share_an_address(options: Options) {
+    let mut first = Driver::new(options.clone()).unwrap();
+    let mut second = Driver::new(options.clone()).unwrap();
     let (_, address) = first.listen("127.0.0.1:0".parse().unwrap(), 64).unwrap();
     let (_, again) = second.listen(address, 64).unwrap();
     assert_eq!(address, again);
@@ -57,9 +63,8 @@ fn several_drivers_share_an_address() {
     drop(clients);
 }
 
-#[test]
-fn after_stop_accepting_clients_are_refused_and_the_others_live_on() {
-    let mut driver = Driver::new(small()).unwrap();
+fn after_stop_accepting_clients_are_refused_and_the_others_live_on(options: Options) {
+    let mut driver = Driver::new(options.clone()).unwrap();
     let mut recorder = Recorder::default();
     let (_, address) = driver.listen("127.0.0.1:0".parse().unwrap(), 64).unwrap();
     let mut client = TcpStream::connect(address).unwrap();
@@ -83,18 +88,16 @@ fn after_stop_accepting_clients_are_refused_and_the_others_live_on() {
     recorder.wait_accepted(&mut driver);
 }
 
-#[test]
-fn an_address_in_use_is_an_error_and_so_is_a_foreign_one() {
+fn an_address_in_use_is_an_error_and_so_is_a_foreign_one(options: Options) {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut driver = Driver::new(small()).unwrap();
+    let mut driver = Driver::new(options.clone()).unwrap();
     let error = driver.listen(taken.local_addr().unwrap(), 8).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
     assert!(driver.listen("192.0.2.1:0".parse().unwrap(), 8).is_err());
 }
 
-#[test]
-fn a_dropped_driver_ends_its_connections_at_once() {
-    let mut driver = Driver::new(small()).unwrap();
+fn a_dropped_driver_ends_its_connections_at_once(options: Options) {
+    let mut driver = Driver::new(options.clone()).unwrap();
     let mut recorder = Recorder::default();
     let (_, address) = driver.listen("127.0.0.1:0".parse().unwrap(), 64).unwrap();
     let mut reading = TcpStream::connect(address).unwrap();
@@ -111,9 +114,8 @@ fn a_dropped_driver_ends_its_connections_at_once() {
     drop(slow);
 }
 
-#[test]
-fn set_context_replaces_what_accepted_returned() {
-    let mut driver = Driver::new(small()).unwrap();
+fn set_context_replaces_what_accepted_returned(options: Options) {
+    let mut driver = Driver::new(options.clone()).unwrap();
     let mut recorder = Recorder::default();
     let (_, address) = driver.listen("127.0.0.1:0".parse().unwrap(), 64).unwrap();
     let _first = TcpStream::connect(address).unwrap();

@@ -8,7 +8,10 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use common::{Server, seed, small};
+use common::{Server, seed};
+use millrace_uring::Options;
+
+with_one_ring_and_three!(payloads_from_1_byte_to_4_mib, five_hundred_connections_at_once,);
 
 fn connect(server: &Server) -> TcpStream {
     let stream = TcpStream::connect(server.address).unwrap();
@@ -29,10 +32,9 @@ fn round_trip(stream: &mut TcpStream, payload: &[u8]) {
     });
 }
 
-#[test]
-fn payloads_from_1_byte_to_4_mib() {
+fn payloads_from_1_byte_to_4_mib(options: Options) {
     let mut random = fastrand::Rng::with_seed(seed());
-    let server = Server::start(small(), "127.0.0.1:0", 16);
+    let server = Server::start(options, "127.0.0.1:0", 16);
     let mut stream = connect(&server);
     for length in [1, 64, 2047, 2048, 2049, 65_536, 1 << 20, 4 << 20] {
         let payload: Vec<u8> = (0..length).map(|_| random.u8(..)).collect();
@@ -45,10 +47,10 @@ fn payloads_from_1_byte_to_4_mib() {
     assert_eq!((statistics.received_bytes, statistics.sent_bytes), (total, total));
 }
 
-#[test]
-fn five_hundred_connections_at_once() {
+fn five_hundred_connections_at_once(options: Options) {
     let seed = seed();
-    let server = Server::start(small(), "127.0.0.1:0", 1024);
+    let sockets_max = 1024 / u32::from(options.rings);
+    let server = Server::start(Options { sockets_max, ..options }, "127.0.0.1:0", 1024);
     std::thread::scope(|scope| {
         for thread in 0..10 {
             let server = &server;

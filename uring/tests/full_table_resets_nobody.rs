@@ -10,9 +10,16 @@ use std::net::TcpStream;
 use std::sync::Barrier;
 use std::time::Duration;
 
+use common::Server;
 use common::recorder::{Event, Recorder};
-use common::{Server, small};
-use millrace_uring::{Driver, Options};
+use millrace_uring::{Driver, Options, Placement};
+
+with_one_ring_and_three!(
+    a_hundred_clients_share_few_places,
+    a_table_of_one_serves_them_one_by_one,
+    the_first_ring_is_filled_before_the_next,
+    a_burst_into_a_table_with_room_for_multishot_stays_below_the_mark,
+);
 
 fn serve_all(options: Options, clients: usize) {
     let server = Server::start(options, "127.0.0.1:0", 256);
@@ -42,20 +49,26 @@ fn serve_all(options: Options, clients: usize) {
     assert!(statistics.accept_paused > 0, "the table must have been full: {statistics:?}");
 }
 
-#[test]
-fn a_hundred_clients_share_a_table_of_32() {
-    serve_all(Options { sockets_max: 32, accept_spare: 2, ..small() }, 100);
+fn a_hundred_clients_share_few_places(options: Options) {
+    let sockets_max = 32 / u32::from(options.rings);
+    serve_all(Options { sockets_max, accept_spare: 2, ..options }, 100);
 }
 
-#[test]
-fn a_table_of_one_serves_them_one_by_one() {
-    serve_all(Options { sockets_max: 1, accept_spare: 0, ..small() }, 20);
+fn a_table_of_one_serves_them_one_by_one(options: Options) {
+    serve_all(Options { sockets_max: 1, accept_spare: 0, ..options }, 20);
 }
 
-#[test]
-fn a_burst_into_a_table_with_room_for_multishot_stays_below_the_mark() {
-    // 400 entries and a backlog of 64: begins with multishot accepts and must leave them in time.
-    let options = Options { sockets_max: 400, accept_spare: 8, ..small() };
+fn the_first_ring_is_filled_before_the_next(options: Options) {
+    let fill = Options { placement: Placement::Fill, ..options };
+    serve_all(Options { sockets_max: 8, accept_spare: 1, ..fill }, 100);
+}
+
+fn a_burst_into_a_table_with_room_for_multishot_stays_below_the_mark(options: Options) {
+    // Some 400 entries and a backlog of 64: begins with multishot accepts and must leave them in
+    // time; with three rings, to go on with the next.
+    let rings = u32::from(options.rings);
+    let options = Options { sockets_max: 408 / rings, accept_spare: 24 / rings, ..options };
+    let most = (options.sockets_max - options.accept_spare) * rings;
     let mut driver = Driver::new(options).unwrap();
     let mut recorder = Recorder::default();
     let (_, address) = driver.listen("127.0.0.1:0".parse().unwrap(), 64).unwrap();
@@ -64,26 +77,26 @@ fn a_burst_into_a_table_with_room_for_multishot_stays_below_the_mark() {
         let threads: Vec<_> = (0..8)
             .map(|_| {
                 std::thread::spawn(move || -> Vec<TcpStream> {
-                    (0..49).map(|_| TcpStream::connect(address).unwrap()).collect()
+                    (0..most / 8).map(|_| TcpStream::connect(address).unwrap()).collect()
                 })
             })
             .collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
     });
     let mut accepted = 0;
-    while accepted < 392 {
+    while accepted < most {
         recorder.wait_accepted(&mut driver);
         accepted += 1;
     }
     let clients = clients.join().unwrap();
     let extra = TcpStream::connect(address).unwrap();
     recorder.idle(&mut driver, 20);
-    assert_eq!(driver.sockets(), 392, "the spare entries stay free");
+    assert_eq!(driver.sockets(), most as usize, "the spare entries stay free");
     assert!(!recorder.events.iter().any(|event| matches!(event, Event::ReceiveEnded(..))));
     assert_eq!(driver.statistics().accept_failed, 0);
     drop(clients);
     let (mut left, mut extra_accepted) = (0, false);
-    while left < 392 || !extra_accepted {
+    while left < most || !extra_accepted {
         let ended = recorder.wait(&mut driver, "an end or the last client", |event| match event {
             Event::ReceiveEnded(id, _) => Some(Some(*id)),
             Event::Accepted(..) => Some(None),

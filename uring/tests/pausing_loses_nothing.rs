@@ -9,8 +9,15 @@ use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use common::recorder::{Event, Recorder};
-use common::{seed, small};
+use common::seed;
 use millrace_uring::{Driver, Options};
+
+with_one_ring_and_three!(
+    with_enough_buffers,
+    while_waiting_for_buffers,
+    a_paused_socket_stops_its_peer,
+    resuming_while_the_pause_is_under_way_needs_no_second_call,
+);
 
 fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|index| (index * 31 % 253) as u8).collect()
@@ -52,20 +59,23 @@ fn toggled(options: Options, bytes: usize) {
     writer.join().unwrap();
 }
 
-#[test]
-fn with_enough_buffers() {
-    toggled(small(), 24 << 20);
+fn with_enough_buffers(options: Options) {
+    toggled(options, 24 << 20);
 }
 
-#[test]
-fn while_waiting_for_buffers() {
-    toggled(Options { receive_buffers: 1, receive_buffer_bytes: 512, ..small() }, 2 << 20);
+fn while_waiting_for_buffers(options: Options) {
+    let few = Options {
+        receive_buffers: 1,
+        satellite_receive_buffers: 1,
+        receive_buffer_bytes: 512,
+        ..options
+    };
+    toggled(few, 2 << 20);
 }
 
-#[test]
-fn a_paused_socket_stops_its_peer() {
+fn a_paused_socket_stops_its_peer(options: Options) {
     const BYTES: usize = 64 << 20;
-    let mut driver = Driver::new(small()).unwrap();
+    let mut driver = Driver::new(options.clone()).unwrap();
     let mut recorder = Recorder::default();
     let (_, address) = driver.listen("127.0.0.1:0".parse().unwrap(), 16).unwrap();
     let mut client = TcpStream::connect(address).unwrap();
@@ -87,9 +97,8 @@ fn a_paused_socket_stops_its_peer() {
     drop(writer.join().unwrap());
 }
 
-#[test]
-fn resuming_while_the_pause_is_under_way_needs_no_second_call() {
-    let mut driver = Driver::new(small()).unwrap();
+fn resuming_while_the_pause_is_under_way_needs_no_second_call(options: Options) {
+    let mut driver = Driver::new(options.clone()).unwrap();
     let mut recorder = Recorder::default();
     let (_, address) = driver.listen("127.0.0.1:0".parse().unwrap(), 16).unwrap();
     let mut client = TcpStream::connect(address).unwrap();

@@ -11,8 +11,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{seed, small};
+use common::seed;
 use millrace_uring::{Driver, Handler, ListenerId, Options, SocketId};
+
+with_one_ring_and_three!(
+    over_few_slots_with_few_buffers,
+    over_queues_so_small_that_they_always_overflow,
+);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Life {
@@ -174,20 +179,27 @@ fn storm(options: Options, connections: usize) {
     eprintln!("{statistics:?}");
 }
 
-#[test]
-fn over_24_slots_with_few_buffers() {
-    let few = Options { sockets_max: 24, receive_buffers: 4, accept_spare: 0, ..small() };
+fn over_few_slots_with_few_buffers(options: Options) {
+    let few = Options {
+        sockets_max: 24 / u32::from(options.rings),
+        receive_buffers: 4,
+        satellite_receive_buffers: 2,
+        accept_spare: 0,
+        ..options
+    };
     storm(few, 3_000);
 }
 
-#[test]
-fn over_queues_so_small_that_they_always_overflow() {
+fn over_queues_so_small_that_they_always_overflow(options: Options) {
     let tiny = Options {
         sockets_max: 64,
         submission_entries: 2,
         completion_entries: 8,
         receive_buffers: 8,
-        ..small()
+        satellite_submission_entries: 1,
+        satellite_completion_entries: 4,
+        satellite_receive_buffers: 8,
+        ..options
     };
     storm(tiny, 2_000);
 }

@@ -9,14 +9,18 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use common::recorder::{ACCEPTED_CONTEXT, Event, Recorder};
-use common::small;
-use millrace_uring::Driver;
+use millrace_uring::{Driver, Options};
+
+with_one_ring_and_three!(
+    the_send_stays_in_flight_until_close_ends_it,
+    when_the_reader_comes_back_everything_arrives_and_then_fin,
+    a_reader_that_resets_fails_the_send,
+);
 
 const BYTES: usize = 64 << 20;
 
-#[test]
-fn the_send_stays_in_flight_until_close_ends_it() {
-    let mut driver = Driver::new(small()).unwrap();
+fn the_send_stays_in_flight_until_close_ends_it(options: Options) {
+    let mut driver = Driver::new(options.clone()).unwrap();
     let mut recorder = Recorder::default();
     let (_, address) = driver.listen("127.0.0.1:0".parse().unwrap(), 16).unwrap();
     let mut client = TcpStream::connect(address).unwrap();
@@ -51,9 +55,8 @@ fn the_send_stays_in_flight_until_close_ends_it() {
     assert!(rest.len() < BYTES && rest.iter().all(|byte| *byte == 9), "{}", rest.len());
 }
 
-#[test]
-fn when_the_reader_comes_back_everything_arrives_and_then_fin() {
-    let mut driver = Driver::new(small()).unwrap();
+fn when_the_reader_comes_back_everything_arrives_and_then_fin(options: Options) {
+    let mut driver = Driver::new(options.clone()).unwrap();
     let mut recorder = Recorder::default();
     let (_, address) = driver.listen("127.0.0.1:0".parse().unwrap(), 16).unwrap();
     let mut client = TcpStream::connect(address).unwrap();
@@ -82,9 +85,8 @@ fn when_the_reader_comes_back_everything_arrives_and_then_fin() {
     recorder.wait_closed(&mut driver, id);
 }
 
-#[test]
-fn a_reader_that_resets_fails_the_send() {
-    let mut driver = Driver::new(small()).unwrap();
+fn a_reader_that_resets_fails_the_send(options: Options) {
+    let mut driver = Driver::new(options.clone()).unwrap();
     let mut recorder = Recorder::default();
     let (_, address) = driver.listen("127.0.0.1:0".parse().unwrap(), 16).unwrap();
     let client = TcpStream::connect(address).unwrap();

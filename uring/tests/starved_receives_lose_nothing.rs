@@ -10,16 +10,27 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use common::recorder::Recorder;
-use common::{Server, seed, small};
-use millrace_uring::{Driver, Options};
+use common::{Server, seed};
+use millrace_uring::{Driver, Options, Placement};
+
+with_one_ring_and_three!(
+    four_buffers_serve_two_hundred_busy_senders,
+    a_flooding_minority_does_not_starve_the_others,
+    the_driver_does_not_sleep_while_somebody_waits_in_line,
+);
 
 const SENDERS: usize = 200;
 const ROUNDS: usize = 8;
 
-#[test]
-fn four_buffers_serve_two_hundred_busy_senders() {
+fn four_buffers_serve_two_hundred_busy_senders(options: Options) {
     let seed = seed();
-    let options = Options { receive_buffers: 4, receive_buffer_bytes: 256, ..small() };
+    let options = Options {
+        sockets_max: 1024 / u32::from(options.rings),
+        receive_buffers: 4,
+        satellite_receive_buffers: 4,
+        receive_buffer_bytes: 256,
+        ..options
+    };
     let server = Server::start(options, "127.0.0.1:0", 512);
     let start = Barrier::new(SENDERS);
     std::thread::scope(|scope| {
@@ -46,11 +57,15 @@ fn four_buffers_serve_two_hundred_busy_senders() {
     assert_eq!(statistics.received_bytes, statistics.sent_bytes);
 }
 
-#[test]
-fn a_flooding_minority_does_not_starve_the_others() {
+fn a_flooding_minority_does_not_starve_the_others(options: Options) {
     // Few buffers and floods that never stop: sockets whose place in the line is always behind a
     // flood must still be served.
-    let options = Options { receive_buffers: 4, receive_buffer_bytes: 64, ..small() };
+    let options = Options {
+        receive_buffers: 4,
+        satellite_receive_buffers: 4,
+        receive_buffer_bytes: 64,
+        ..options
+    };
     let server = Server::start(options, "127.0.0.1:0", 64);
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -96,12 +111,17 @@ fn a_flooding_minority_does_not_starve_the_others() {
     assert!(statistics.receive_starved > 0, "the test must starve: {statistics:?}");
 }
 
-#[test]
-fn the_driver_does_not_sleep_while_somebody_waits_in_line() {
+fn the_driver_does_not_sleep_while_somebody_waits_in_line(options: Options) {
     // One buffer. The first client has more than it holds, so that all four find none and stand in
     // line; the next two have nothing to receive and would hold up the fourth, were the driver to
     // wait for them.
-    let options = Options { receive_buffers: 1, receive_buffer_bytes: 512, ..small() };
+    let options = Options {
+        receive_buffers: 1,
+        satellite_receive_buffers: 1,
+        receive_buffer_bytes: 512,
+        placement: Placement::Fill,
+        ..options
+    };
     let mut driver = Driver::new(options).unwrap();
     let mut recorder = Recorder::default();
     let (_, address) = driver.listen("127.0.0.1:0".parse().unwrap(), 16).unwrap();

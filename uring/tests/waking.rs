@@ -8,12 +8,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::recorder::{Event, Recorder};
-use common::{seed, small};
-use millrace_uring::Driver;
+use common::seed;
+use millrace_uring::{Driver, Options};
 
-#[test]
-fn a_wake_before_the_wait_ends_it() {
-    let mut driver = Driver::new(small()).unwrap();
+with_one_ring_and_three!(
+    a_wake_before_the_wait_ends_it,
+    a_wake_from_another_thread_ends_the_wait,
+    no_wake_is_lost,
+    a_waker_outlives_its_driver,
+    a_wait_ends_with_its_timeout,
+);
+
+fn a_wake_before_the_wait_ends_it(options: Options) {
+    let mut driver = Driver::new(options.clone()).unwrap();
     let mut recorder = Recorder::default();
     let waker = driver.waker();
     for _ in 0..3 {
@@ -25,9 +32,8 @@ fn a_wake_before_the_wait_ends_it() {
     }
 }
 
-#[test]
-fn a_wake_from_another_thread_ends_the_wait() {
-    let mut driver = Driver::new(small()).unwrap();
+fn a_wake_from_another_thread_ends_the_wait(options: Options) {
+    let mut driver = Driver::new(options.clone()).unwrap();
     let mut recorder = Recorder::default();
     let waker = driver.waker();
     let thread = std::thread::spawn(move || {
@@ -41,13 +47,12 @@ fn a_wake_from_another_thread_ends_the_wait() {
     thread.join().unwrap();
 }
 
-#[test]
-fn no_wake_is_lost() {
+fn no_wake_is_lost(options: Options) {
     // Three threads put work down and ring; the driver waits without a timeout and must see every
     // piece. A lost ring hangs, which the watchdog turns into a failure.
     const PIECES: u64 = 60_000;
     let seed = seed();
-    let mut driver = Driver::new(small()).unwrap();
+    let mut driver = Driver::new(options.clone()).unwrap();
     let work = AtomicU64::new(0);
     let seen = AtomicU64::new(0);
     std::thread::scope(|scope| {
@@ -86,17 +91,15 @@ fn no_wake_is_lost() {
     );
 }
 
-#[test]
-fn a_waker_outlives_its_driver() {
-    let driver = Driver::new(small()).unwrap();
+fn a_waker_outlives_its_driver(options: Options) {
+    let driver = Driver::new(options.clone()).unwrap();
     let waker = driver.waker();
     drop(driver);
     waker.wake();
 }
 
-#[test]
-fn a_wait_ends_with_its_timeout() {
-    let mut driver = Driver::new(small()).unwrap();
+fn a_wait_ends_with_its_timeout(options: Options) {
+    let mut driver = Driver::new(options.clone()).unwrap();
     let mut recorder = Recorder::default();
     let start = Instant::now();
     assert_eq!(driver.poll(Some(Duration::from_millis(60)), &mut recorder).unwrap(), 0);

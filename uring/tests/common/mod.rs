@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use millrace_uring::{Driver, Handler, ListenerId, Options, SocketId, Statistics, Waker};
+use millrace_uring::{
+    Driver, Handler, ListenerId, Options, Placement, SocketId, Statistics, Waker,
+};
 
 /// Bytes an echo keeps for a client before it pauses receiving from it.
 const PENDING_BYTES_MAX: usize = 256 * 1024;
@@ -28,6 +30,32 @@ pub fn small() -> Options {
         accept_spare: 4,
         ..Options::default()
     }
+}
+
+/// Three small rings over which even few sockets are spread.
+pub fn three_rings() -> Options {
+    Options {
+        rings: 3,
+        sockets_max: 64,
+        placement: Placement::Spread,
+        satellite_submission_entries: 64,
+        satellite_completion_entries: 256,
+        satellite_receive_buffers: 32,
+        ..small()
+    }
+}
+
+/// Makes a test of each function, once with one ring and once with three.
+#[macro_export]
+macro_rules! with_one_ring_and_three {
+    ($($name:ident),+ $(,)?) => {
+        mod with_one_ring {
+            $(#[test] fn $name() { super::$name($crate::common::small()); })+
+        }
+        mod with_three_rings {
+            $(#[test] fn $name() { super::$name($crate::common::three_rings()); })+
+        }
+    };
 }
 
 #[derive(Debug, Default)]

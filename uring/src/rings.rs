@@ -1,0 +1,168 @@
+//! The rings of a driver: which of them a new socket goes to, which are entered, and when the
+//! thread may sleep.
+//!
+//! The kernel caps a ring's table of direct descriptors by RLIMIT_NOFILE, so that a thread with
+//! more sockets than that needs several rings. The first is the main ring: the thread sleeps in its
+//! enter and nowhere else. The others are satellites. With one ring there is none, and nothing of
+//! what follows costs anything.
+//!
+//! How a satellite ends the sleep. All satellites have the driver's eventfd registered, the same
+//! that wakers write, and before the thread sleeps a read of it is in the main ring. A poll of a
+//! satellite's own descriptor would not do: with DEFER_TASKRUN it never becomes readable for work
+//! that only the owner's enter can run.
+//!
+//! Why no wake-up is lost. What happens on a satellite's socket becomes a work item in the ring's
+//! list. The kernel puts it there, then, if the list was empty, raises the ring's TASKRUN flag,
+//! then writes the eventfd. Before each sleep the thread enters every satellite whose flag is up,
+//! and the enter takes the list: with the flag down, or raised again if it left a part behind.
+//! - An item that came before the last look at the flag: the flag is up, and the thread does not
+//!   sleep. An item behind others found the list not empty; then the first of them raised the flag,
+//!   and no enter has taken them since, or that enter had taken this one, too.
+//! - An item that came after it, into an empty list: the eventfd is written after the look. Its
+//!   counter keeps that until it is read, so the read ends the sleep whether the write came before
+//!   or after it was submitted.
+//! - An item that came between raising the flag and taking the list is taken, and its late write
+//!   ends a later sleep for nothing.
+//!
+//! Completions that need no work item (of operations that are done when they are submitted) are
+//! posted within our own enters, and the completion queues are looked at after those.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::RawFd;
+
+use crate::operation::Operation;
+use crate::ring::{Ring, RingOptions};
+use crate::{Options, Placement, SocketId};
+
+/// Index of the main ring.
+pub(crate) const MAIN: u8 = 0;
+
+/// Sockets by which a ring may lag behind the emptiest one before accepting moves on to that, when
+/// sockets are spread.
+const SPREAD_STEP: u32 = 64;
+
+/// A ring and what belongs to it alone.
+pub(crate) struct Member {
+    pub(crate) ring: Ring,
+    /// Entries of its table that are taken, from the accept or connect to the end of the close.
+    pub(crate) sockets: u32,
+    /// Single accepts in the kernel, each of which may take an entry.
+    pub(crate) singles: u32,
+    /// Sockets that found no receive buffer, first in first out; those closed since are
+    /// recognised by their id.
+    pub(crate) parked: VecDeque<SocketId>,
+}
+
+/// All rings of a driver, the main one first.
+pub(crate) struct Rings {
+    members: Vec<Member>,
+    sockets_max: u32,
+    placement: Placement,
+}
+
+impl Rings {
+    /// Makes the rings for the calling thread. Satellites signal `eventfd`.
+    pub(crate) fn new(options: &Options, eventfd: RawFd) -> io::Result<Self> {
+        let mut members = Vec::with_capacity(usize::from(options.rings));
+        for index in 0..options.rings {
+            let is_satellite = index != MAIN;
+            let ring = Ring::new(&RingOptions {
+                submissions: match is_satellite {
+                    true => options.satellite_submission_entries,
+                    false => options.submission_entries,
+                },
+                completions: options.completions_of(index),
+                descriptors: options.sockets_max,
+                // Alone, it is entered in every turn anyway.
+                taskrun_flag: options.rings > 1,
+            })
+            .map_err(|error| match index {
+                MAIN => error,
+                _ => {
+                    let text = format!("ring {} of {}: {error}", index + 1, options.rings);
+                    io::Error::new(error.kind(), text)
+                }
+            })?;
+            if is_satellite {
+                ring.submitter().register_eventfd(eventfd)?;
+            }
+            members.push(Member { ring, sockets: 0, singles: 0, parked: VecDeque::new() });
+        }
+        Ok(Self { members, sockets_max: options.sockets_max, placement: options.placement })
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> u8 {
+        u8::try_from(self.members.len()).expect("at most 255 rings")
+    }
+
+    pub(crate) fn has_satellites(&self) -> bool {
+        self.members.len() > 1
+    }
+
+    pub(crate) fn member(&mut self, ring: u8) -> &mut Member {
+        &mut self.members[usize::from(ring)]
+    }
+
+    pub(crate) fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// The main ring.
+    pub(crate) fn main(&mut self) -> &mut Ring {
+        &mut self.members[usize::from(MAIN)].ring
+    }
+
+    /// Queues an operation on a ring; see [`Ring::push`].
+    pub(crate) fn push(&mut self, ring: u8, operation: Operation) {
+        self.member(ring).ring.push(operation);
+    }
+
+    /// Free entries of a ring's table that no single accept may take.
+    pub(crate) fn room(&self, ring: u8) -> u32 {
+        let member = &self.members[usize::from(ring)];
+        self.sockets_max.saturating_sub(member.sockets + member.singles)
+    }
+
+    /// The ring for a new socket, among those with more than `least` entries free.
+    pub(crate) fn choose(&self, least: u32) -> Option<u8> {
+        let mut roomy = (0..self.count()).filter(|ring| self.room(*ring) > least);
+        match self.placement {
+            Placement::Fill => roomy.next(),
+            // Of those with most, the last: a satellite, so that tests meet one.
+            Placement::Spread => roomy.max_by_key(|ring| self.room(*ring)),
+        }
+    }
+
+    /// Whether accepting should move on from a ring that still has room.
+    pub(crate) fn should_move_on(&self, ring: u8) -> bool {
+        self.placement == Placement::Spread
+            && (0..self.count()).any(|other| self.room(other) > self.room(ring) + SPREAD_STEP)
+    }
+
+    /// Submits what is queued on satellites and runs their deferred work: one enter for each of
+    /// those that have any, none for the others. To be called in every turn, asleep or not; the
+    /// work of a ring that is not entered stays undone, whatever the kernel has to do elsewhere.
+    pub(crate) fn enter_satellites(&mut self) -> io::Result<()> {
+        for member in &mut self.members[1..] {
+            member.ring.flush_overflow()?;
+            if member.ring.needs_enter() {
+                member.ring.enter(0, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nothing on any satellite keeps the thread from sleeping: completions to handle,
+    /// submissions the kernel did not take, work left behind, or sockets that wait for a buffer
+    /// behind those just armed.
+    pub(crate) fn are_satellites_quiet(&mut self) -> bool {
+        self.members[1..].iter_mut().all(|member| {
+            member.parked.is_empty()
+                && !member.ring.is_overflowing()
+                && !member.ring.is_ready()
+                && !member.ring.needs_enter()
+        })
+    }
+}
