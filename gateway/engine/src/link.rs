@@ -1,6 +1,6 @@
 //! The engine's side of one stream to logic: what is to go out, in which order, and how much may.
 //!
-//! A stream begins with Hello, the list of sessions and SessionsComplete; the list is made while
+//! A stream begins with Hello, the lists of sessions and rooms, and SessionsComplete; they are made while
 //! batches are taken, never stored. After it the outbox follows. Transport, reconnecting and
 //! waking are done elsewhere.
 
@@ -20,6 +20,15 @@ pub(crate) enum Opening {
         /// The slot to look at next.
         slot: u32,
         /// Sessions listed so far.
+        listed: u64,
+    },
+    /// Rooms are being listed in order of their slots, each from its last member to its first.
+    Rooms {
+        /// The room to look at next.
+        slot: u32,
+        /// Its members before this place are still to be listed.
+        before: usize,
+        /// Sessions listed.
         listed: u64,
     },
     /// SessionsComplete was sent.
@@ -89,7 +98,7 @@ impl Link {
         match self.opening {
             Opening::Hello => false,
             Opening::Sessions { slot, .. } => session_slot < slot,
-            Opening::Complete => true,
+            Opening::Rooms { .. } | Opening::Complete => true,
         }
     }
 

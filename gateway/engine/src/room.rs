@@ -110,6 +110,17 @@ impl Rooms {
         self.by_name.get(name).copied().map(RoomId)
     }
 
+    /// One more than the highest slot that ever held a room.
+    pub(crate) fn slots(&self) -> u32 {
+        self.rooms.slots()
+    }
+
+    /// The room in a slot and its members.
+    pub(crate) fn in_slot(&self, slot: u32) -> Option<(&str, &[ConnectionId])> {
+        let room = self.rooms.get(slot, self.rooms.generation(slot)?)?;
+        Some((&room.name, &room.members))
+    }
+
     /// The members of a room, in no particular order; none if it is gone.
     ///
     /// Who may remove the member at hand while going through them goes from the last to the

@@ -4,16 +4,20 @@
 mod harness;
 
 use bytes::Bytes;
-use harness::Harness;
+use harness::{Harness, LINK};
 use millrace_engine::{Drain, Settings, TransportKind};
 use millrace_protocol::{
     Code,
     command::{DELIVER, GOAWAY, KICK, LOGIN, LOGOUT, ROOM_MESSAGE, reply},
-    link::{CloseSession, RoomFrame, RoomMembership, SendFrame, logic_event::Kind},
+    link::{
+        CloseSession, RoomFrame, RoomMembership, SendFrame, gateway_event::Kind as Event,
+        logic_event::Kind,
+    },
     session,
     websocket::{Opcode, write_close},
 };
 use prost::Message as _;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[test]
 fn a_logout_is_answered_and_ends_in_good_order() {
@@ -173,18 +177,52 @@ fn a_room_message_reaches_each_member_in_its_own_form() {
 }
 
 #[test]
-fn memberships_do_not_outlive_their_link() {
-    let mut harness = Harness::linked(Settings::default());
-    let socket = harness.tcp();
-    let session_id = harness.login(socket, "a");
-    harness.logic(Kind::RoomMembership(RoomMembership {
-        room_id: "r".to_owned(),
-        join_session_ids: vec![session_id],
-        leave_session_ids: Vec::new(),
-    }));
+fn rooms_outlive_their_link_and_are_listed_whoever_leaves_meanwhile() {
+    const MEMBERS: usize = 6_000;
+    let settings =
+        Settings { link_batch_events_max: 1, link_batch_bytes_max: 1, ..Settings::default() };
+    let mut harness = Harness::linked(settings);
+    let sockets: Vec<u64> = (0..MEMBERS).map(|_| harness.tcp()).collect();
+    let ids: Vec<u64> = sockets.iter().map(|socket| harness.login(*socket, "user")).collect();
+    for (room_id, members) in [("large", &ids[..]), ("small", &ids[..2])] {
+        harness.logic(Kind::RoomMembership(RoomMembership {
+            room_id: room_id.to_owned(),
+            join_session_ids: members.to_vec(),
+            leave_session_ids: Vec::new(),
+        }));
+    }
     harness.link_down();
-    harness.link_up(harness::PLENTY);
-    assert_eq!((harness.engine.counters().rooms, harness.engine.counters().room_members), (0, 0));
+    harness.engine.link_up(harness.now, LINK);
+    let mut listed: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    let (mut sessions, mut parts) = (0, 0);
+    while let Some(batch) = harness.engine.take_link_batch(LINK) {
+        match batch.events.into_iter().next().and_then(|event| event.kind) {
+            Some(Event::Session(_)) => sessions += 1,
+            Some(Event::RoomMembers(room)) => {
+                assert_eq!(sessions, MEMBERS, "rooms come after the sessions");
+                listed.entry(room.room_id).or_default().extend(room.session_ids);
+                parts += 1;
+                if parts == 1 {
+                    // Its place is taken by the last member, which was listed already.
+                    for gone in [1, MEMBERS - 2] {
+                        let id = harness.id(sockets[gone]);
+                        harness.engine.receive_ended(harness.now, id);
+                    }
+                }
+            }
+            Some(Event::SessionsComplete(_)) => break,
+            _ => {}
+        }
+    }
+    assert_eq!(parts, 3, "the large room comes in parts");
+    let stay = |members: &[u64]| -> BTreeSet<u64> {
+        members.iter().copied().filter(|id| ![ids[1], ids[MEMBERS - 2]].contains(id)).collect()
+    };
+    for (room_id, members) in [("large", &ids[..]), ("small", &ids[..2])] {
+        let found: BTreeSet<u64> = listed[room_id].iter().copied().collect();
+        assert!(found.is_superset(&stay(members)), "{room_id}: a member was not listed");
+    }
+    assert_eq!(harness.engine.counters().room_members as usize, MEMBERS - 2 + 1);
     harness.finish();
 }
 

@@ -274,7 +274,10 @@ impl Talk {
                     body: frame.body,
                 }))
             }
-            Kind::Session(_) | Kind::SessionsComplete(_) | Kind::SessionEnded(_) => None,
+            Kind::Session(_)
+            | Kind::RoomMembers(_)
+            | Kind::SessionsComplete(_)
+            | Kind::SessionEnded(_) => None,
         }
     }
 }

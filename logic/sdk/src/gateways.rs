@@ -84,7 +84,8 @@ impl Gateways {
     }
 
     /// Puts a session into a live room and returns how many members that has now. Joining twice
-    /// changes nothing. Memberships outlive a broken link, not this process.
+    /// changes nothing. Memberships outlive a broken link and this process: the gateways keep them,
+    /// and the next life of logic takes them over.
     ///
     /// # Errors
     /// `not_found` if the session is not live, `over_capacity` at the bounds of the settings.
@@ -100,8 +101,7 @@ impl Gateways {
         let Some(encoding) = found else {
             return Err(Refused::new(Code::NotFound, "the session has ended"));
         };
-        let (rooms_max, per_session) = (settings.rooms_max, settings.rooms_per_session_max);
-        let (members, new) = rooms.join(room_id, session, encoding, rooms_max, per_session)?;
+        let (members, new) = rooms.join(room_id, session, encoding, settings.rooms_bounds())?;
         if new {
             self.announce(room_id, session, true);
         }
@@ -133,16 +133,23 @@ impl Gateways {
         self.hub.push(session.gateway, vec![Entry::new(Kind::RoomMembership(change))]);
     }
 
-    /// Sends a message to a room's members but one: one RoomFrame per shard that has members. The
-    /// message must not encode to nothing, as one with no field set does in protobuf.
-    pub fn send_to_room<M: Message + Serialize>(
+    /// Sends a message to a room's members but one: it is published once to each gateway shard that
+    /// has members, and that shard fans it out. Returns how many members the room has. The message
+    /// must not encode to nothing, as one with no field set does in protobuf.
+    ///
+    /// Live only: members behind a broken link miss it, and one that reads too slowly meets its
+    /// gateway's `slow_consumer` policy.
+    pub fn publish_room<M: Message + Serialize>(
         &self,
         room_id: &str,
         command: u16,
         message: &M,
         except: Option<SessionAddress>,
-    ) {
-        let receivers = lock(&self.hub.rooms).receivers(room_id);
+    ) -> u64 {
+        let (members, receivers) = {
+            let rooms = lock(&self.hub.rooms);
+            (rooms.members(room_id), rooms.receivers(room_id))
+        };
         let mut bodies = Bodies::new(self, command, message);
         for receiver in receivers {
             let mut body = |wanted: bool, encoding| {
@@ -151,7 +158,7 @@ impl Gateways {
             let (Some(body_protobuf), Some(body_json)) =
                 (body(receiver.protobuf, Encoding::Protobuf), body(receiver.json, Encoding::Json))
             else {
-                return;
+                return members;
             };
             let frame = RoomFrame {
                 room_id: room_id.to_owned(),
@@ -165,6 +172,7 @@ impl Gateways {
             };
             self.hub.push(receiver.gateway, vec![Entry::new(Kind::RoomFrame(frame))]);
         }
+        members
     }
 
     /// How many members a live room has.

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use millrace_protocol::Code;
-use millrace_protocol::link::{Hello, RoomMembership, logic_event::Kind};
+use millrace_protocol::link::{Encoding, Hello, RoomMembers, RoomMembership, logic_event::Kind};
 use rustc_hash::FxHashMap;
 use tonic::Status;
 
@@ -21,6 +21,9 @@ use crate::settings::ServerSettings;
 
 /// How many session ends are told between two chances for other tasks.
 const ENDS_PER_YIELD: usize = 1_024;
+
+/// Sessions of one RoomMembership when many are stated.
+const SESSIONS_PER_EVENT_MAX: usize = 4_096;
 
 /// One life of one gateway shard.
 pub(crate) struct Shard {
@@ -231,17 +234,34 @@ impl Hub {
         backend.session_ended(session, code);
     }
 
-    /// States the rooms of a shard's sessions to a stream that has just been attached.
-    pub(crate) fn restate_rooms(&self, shard: &Shard, link: &LinkStream) {
-        let rooms = lock(&self.rooms);
-        let entries = rooms.of_gateway(shard.key).into_iter().map(|(room_id, members)| {
-            Entry::new(Kind::RoomMembership(RoomMembership {
-                room_id: room_id.as_ref().to_owned(),
-                join_session_ids: members,
-                leave_session_ids: Vec::new(),
-            }))
-        });
-        link.push(entries, &self.counters);
+    /// Compares the rooms that a shard listed with ours, on a stream that has just been attached,
+    /// and states what differs. Those of the sessions that have just `started` here are taken over.
+    pub(crate) fn reconcile_rooms(
+        &self,
+        shard: &Shard,
+        link: &LinkStream,
+        listed: Vec<RoomMembers>,
+        started: &[Arc<Session>],
+    ) {
+        let started: FxHashMap<u64, Encoding> =
+            started.iter().map(|s| (s.address.session_id, s.encoding)).collect();
+        let adopt = |session_id: u64| started.get(&session_id).copied();
+        let address = |session_id| shard.address(session_id);
+        // Stated under the lock, as every change is: so both ends see the same order.
+        let mut rooms = lock(&self.rooms);
+        let max = self.settings.rooms_bounds();
+        for (room_id, told) in rooms.reconcile(shard.key, listed, address, adopt, max) {
+            let change = |join: &[u64], leave: &[u64]| {
+                Entry::new(Kind::RoomMembership(RoomMembership {
+                    room_id: room_id.clone(),
+                    join_session_ids: join.to_vec(),
+                    leave_session_ids: leave.to_vec(),
+                }))
+            };
+            let joins = told.join.chunks(SESSIONS_PER_EVENT_MAX).map(|ids| change(ids, &[]));
+            let leaves = told.leave.chunks(SESSIONS_PER_EVENT_MAX).map(|ids| change(&[], ids));
+            link.push(joins.chain(leaves), &self.counters);
+        }
     }
 
     pub(crate) fn shard(&self, key: GatewayKey) -> Option<Arc<Shard>> {

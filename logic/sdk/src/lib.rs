@@ -11,8 +11,8 @@
 //! means, or send again what was lost with a stream. After a break the backend is told which
 //! sessions live on and sends what they have not acknowledged.
 //!
-//! Live rooms: membership is kept here and stated again to a gateway that returns. It does not
-//! outlive this process: after a restart clients join anew.
+//! Live rooms: membership is kept here and at the gateways. After a break the two are compared;
+//! after a restart of this process it is taken over from the gateways, so members hear on.
 
 mod backend;
 mod counters;

@@ -14,8 +14,8 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use millrace_protocol::frame::Flags;
 use millrace_protocol::link::{
     ClientFrame, ConnectRequest, Credit, GatewayEvent, Hello, HelloReply, LoginRequest,
-    LoginResult, RefreshRequest, RefreshResult, Session as ListedSession, SessionEnded,
-    gateway_event, logic_event::Kind,
+    LoginResult, RefreshRequest, RefreshResult, RoomMembers, Session as ListedSession,
+    SessionEnded, gateway_event, logic_event::Kind,
 };
 use millrace_protocol::{Code, limits};
 use tokio::sync::futures::Notified;
@@ -58,6 +58,8 @@ pub(crate) struct Reader<'a, B> {
     used_bytes: u64,
     /// The sessions listed so far; `None` once the list is complete.
     listing: Option<Vec<ListedSession>>,
+    /// The rooms listed so far, and how many memberships that is.
+    listed_rooms: (Vec<RoomMembers>, usize),
     deciding: FuturesUnordered<BoxFuture<'static, Decided>>,
 }
 
@@ -79,6 +81,7 @@ impl<'a, B: Backend> Reader<'a, B> {
             used_frames: 0,
             used_bytes: 0,
             listing: Some(Vec::new()),
+            listed_rooms: (Vec::new(), 0),
             deciding: FuturesUnordered::new(),
         }
     }
@@ -203,6 +206,7 @@ impl<'a, B: Backend> Reader<'a, B> {
                         return Err(Status::invalid_argument("a Session after SessionsComplete"));
                     }
                 },
+                Some(Event::RoomMembers(room)) => self.room_listed(room)?,
                 Some(Event::SessionsComplete(complete)) => {
                     let Some(listed) = self.listing.take() else {
                         return Err(Status::invalid_argument("a second SessionsComplete"));
@@ -238,6 +242,22 @@ impl<'a, B: Backend> Reader<'a, B> {
         }
     }
 
+    /// Keeps a listed room until the list is complete.
+    fn room_listed(&mut self, room: RoomMembers) -> Result<(), Status> {
+        if self.listing.is_none() {
+            return Err(Status::invalid_argument("RoomMembers after SessionsComplete"));
+        }
+        let settings = &self.hub.settings;
+        let memberships_max = settings.sessions_max.saturating_mul(settings.rooms_per_session_max);
+        let (rooms, memberships) = &mut self.listed_rooms;
+        *memberships = memberships.saturating_add(room.session_ids.len().max(1));
+        if *memberships > memberships_max {
+            return Err(Status::resource_exhausted("the list of rooms is too long"));
+        }
+        rooms.push(room);
+        Ok(())
+    }
+
     /// Compares the gateway's list with ours: what it does not list has ended, what we do not know
     /// starts, the rest is kept.
     async fn reconcile(&mut self, listed: Vec<ListedSession>) {
@@ -268,7 +288,8 @@ impl<'a, B: Backend> Reader<'a, B> {
         self.hub.end_sessions(gone, &**self.backend, Code::PeerGone).await;
         self.backend.sessions_returning(&kept);
         shard.attach(Some(Arc::clone(self.link)));
-        self.hub.restate_rooms(shard, self.link);
+        let rooms = std::mem::take(&mut self.listed_rooms.0);
+        self.hub.reconcile_rooms(shard, self.link, rooms, &started);
         self.backend.sessions_replayed(started, kept);
     }
 

@@ -1,31 +1,98 @@
 //! Who is in which live room, so that a room's message goes only to the shards that have members.
 //!
-//! The gateway keeps the same membership for its own fan-out; this table is the truth. A gateway
-//! forgets its memberships when it opens a stream, and is told them again for the sessions that
-//! live on. This process starting again empties all rooms: clients join anew.
+//! The gateway keeps the same membership for its own fan-out; this table is the truth while this
+//! process lives. Gateways keep theirs over a break and list it when they are back: for sessions
+//! known here the difference is stated, for sessions of an earlier life of logic it is taken over
+//! ([`Rooms::reconcile`]). So rooms survive the restart of either end but the gateway's own, whose
+//! clients have lost their connections and join anew.
+//!
+//! A membership costs one entry of some 24 bytes with the session; a room counts its members by
+//! shard and knows none of them, so joining and leaving take the same time in every room.
 //!
 //! Changes are announced under the table's lock, so the gateway sees them in the same order.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use millrace_protocol::{Code, link::Encoding};
-use rustc_hash::FxHashMap;
+use millrace_protocol::{
+    Code,
+    link::{Encoding, RoomMembers},
+};
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::backend::Refused;
 use crate::session::{GatewayKey, SessionAddress};
 
-/// A room's members on one shard.
-#[derive(Default)]
-struct ShardMembers {
-    sessions: FxHashMap<u64, Encoding>,
-    json: usize,
+/// The bounds of the table, from the settings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RoomsMax {
+    /// Rooms with members.
+    pub(crate) rooms: usize,
+    /// Members of one room.
+    pub(crate) members: u64,
+    /// Rooms of one session.
+    pub(crate) per_session: usize,
 }
 
-#[derive(Default)]
+/// A room's members on one shard, by encoding.
+#[derive(Clone, Copy, Default)]
+struct Count {
+    protobuf: u32,
+    json: u32,
+}
+
+impl Count {
+    fn of(&mut self, json: bool) -> &mut u32 {
+        if json { &mut self.json } else { &mut self.protobuf }
+    }
+}
+
 struct Room {
+    name: Arc<str>,
     members: u64,
-    shards: FxHashMap<GatewayKey, ShardMembers>,
+    shards: FxHashMap<GatewayKey, Count>,
+}
+
+/// The rooms of one session, as places in the table. Nearly every session is in one or none.
+enum Held {
+    One { json: bool, room: u32 },
+    Many(Box<(bool, Vec<u32>)>),
+}
+
+impl Held {
+    fn rooms(&self) -> &[u32] {
+        match self {
+            Self::One { room, .. } => std::slice::from_ref(room),
+            Self::Many(many) => &many.1,
+        }
+    }
+
+    fn is_json(&self) -> bool {
+        match self {
+            Self::One { json, .. } => *json,
+            Self::Many(many) => many.0,
+        }
+    }
+
+    fn add(&mut self, added: u32) {
+        match self {
+            Self::One { json, room } => *self = Self::Many(Box::new((*json, vec![*room, added]))),
+            Self::Many(many) => many.1.push(added),
+        }
+    }
+
+    /// Takes one out; true if it was the last.
+    fn remove(&mut self, removed: u32) -> bool {
+        match self {
+            Self::One { .. } => return true,
+            Self::Many(many) => many.1.retain(|room| *room != removed),
+        }
+        if let [room] = self.rooms() {
+            *self = Self::One { json: self.is_json(), room: *room };
+        }
+        false
+    }
 }
 
 /// A shard that has members of a room, and which encodings they want.
@@ -35,11 +102,21 @@ pub(crate) struct Receiver {
     pub(crate) json: bool,
 }
 
+/// What a gateway has to be told about one room after a break.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Difference {
+    pub(crate) join: Vec<u64>,
+    pub(crate) leave: Vec<u64>,
+}
+
 /// The table. Its bounds come with each join.
 #[derive(Default)]
 pub(crate) struct Rooms {
-    rooms: FxHashMap<Arc<str>, Room>,
-    by_session: FxHashMap<SessionAddress, Vec<Arc<str>>>,
+    /// Names are chosen by clients, so the hash is one that they cannot aim at.
+    places: HashMap<Arc<str>, u32>,
+    rooms: Vec<Option<Room>>,
+    free: Vec<u32>,
+    sessions: FxHashMap<GatewayKey, FxHashMap<u64, Held>>,
 }
 
 impl Rooms {
@@ -50,142 +127,181 @@ impl Rooms {
         room_id: &str,
         session: SessionAddress,
         encoding: Encoding,
-        rooms_max: usize,
-        rooms_per_session_max: usize,
+        max: RoomsMax,
     ) -> Result<(u64, bool), Refused> {
-        let known = self.rooms.get_key_value(room_id).map(|(name, _)| Arc::clone(name));
-        if known.is_none() && self.rooms.len() >= rooms_max {
-            return Err(Refused::new(Code::OverCapacity, "there are too many rooms already"));
-        }
-        let joined = self.by_session.get(&session).map_or(0, Vec::len);
-        let name = known.unwrap_or_else(|| room_id.into());
-        if self.is_member(room_id, session) {
+        let full = |reason: String| Err(Refused::new(Code::OverCapacity, reason));
+        let place = self.places.get(room_id).copied();
+        let held = self.held(session);
+        if let Some(place) = place
+            && held.contains(&place)
+        {
             return Ok((self.members(room_id), false));
         }
-        if joined >= rooms_per_session_max {
-            let reason = format!("a session may be in {rooms_per_session_max} rooms at most");
-            return Err(Refused::new(Code::OverCapacity, reason));
+        if held.len() >= max.per_session {
+            return full(format!("a session may be in {} rooms at most", max.per_session));
         }
-        let room = self.rooms.entry(Arc::clone(&name)).or_default();
-        let shard = room.shards.entry(session.gateway).or_default();
-        shard.sessions.insert(session.session_id, encoding);
-        shard.json += usize::from(encoding == Encoding::Json);
+        if self.members(room_id) >= max.members {
+            return full(format!("this room has its {} members already", max.members));
+        }
+        if place.is_none() && self.places.len() >= max.rooms {
+            return full("there are too many rooms already".to_owned());
+        }
+        let json = encoding == Encoding::Json;
+        let place = place.unwrap_or_else(|| self.create(room_id));
+        let Some(room) = self.rooms.get_mut(place as usize).and_then(Option::as_mut) else {
+            return Err(Refused::from(Code::Internal));
+        };
         room.members += 1;
+        *room.shards.entry(session.gateway).or_default().of(json) += 1;
         let members = room.members;
-        self.by_session.entry(session).or_default().push(name);
+        match self.sessions.entry(session.gateway).or_default().entry(session.session_id) {
+            Entry::Occupied(mut held) => held.get_mut().add(place),
+            Entry::Vacant(vacant) => {
+                vacant.insert(Held::One { json, room: place });
+            }
+        }
         Ok((members, true))
     }
 
     /// Takes a member out. Returns the members now and whether it was one.
     pub(crate) fn leave(&mut self, room_id: &str, session: SessionAddress) -> (u64, bool) {
-        let was = self.remove(room_id, session);
-        if was && let Entry::Occupied(mut names) = self.by_session.entry(session) {
-            names.get_mut().retain(|name| &**name != room_id);
-            if names.get().is_empty() {
-                names.remove();
+        let Some(place) = self.places.get(room_id).copied() else { return (0, false) };
+        let was = self.held(session).contains(&place);
+        if was && let Some(shard) = self.sessions.get_mut(&session.gateway) {
+            let mut json = false;
+            if let Entry::Occupied(mut held) = shard.entry(session.session_id) {
+                json = held.get().is_json();
+                if held.get_mut().remove(place) {
+                    held.remove();
+                }
             }
+            if shard.is_empty() {
+                self.sessions.remove(&session.gateway);
+            }
+            self.uncount(place, session.gateway, json);
         }
         (self.members(room_id), was)
     }
 
     /// Takes a session that ended out of all its rooms; the gateway does the same by itself.
     pub(crate) fn forget(&mut self, session: SessionAddress) {
-        for name in self.by_session.remove(&session).unwrap_or_default() {
-            self.remove(&name, session);
+        let Some(shard) = self.sessions.get_mut(&session.gateway) else { return };
+        let Some(held) = shard.remove(&session.session_id) else { return };
+        if shard.is_empty() {
+            self.sessions.remove(&session.gateway);
+        }
+        for place in held.rooms() {
+            self.uncount(*place, session.gateway, held.is_json());
         }
     }
 
     /// How many members a room has, on all gateways.
     pub(crate) fn members(&self, room_id: &str) -> u64 {
-        self.rooms.get(room_id).map_or(0, |room| room.members)
+        self.room(room_id).map_or(0, |room| room.members)
     }
 
     /// The shards that a message to the room must reach.
     pub(crate) fn receivers(&self, room_id: &str) -> Vec<Receiver> {
-        let Some(room) = self.rooms.get(room_id) else { return Vec::new() };
-        let receiver = |(gateway, members): (&GatewayKey, &ShardMembers)| Receiver {
+        let Some(room) = self.room(room_id) else { return Vec::new() };
+        let receiver = |(gateway, count): (&GatewayKey, &Count)| Receiver {
             gateway: *gateway,
-            protobuf: members.sessions.len() > members.json,
-            json: members.json > 0,
+            protobuf: count.protobuf > 0,
+            json: count.json > 0,
         };
         room.shards.iter().map(receiver).collect()
     }
 
-    /// Every membership of one shard's sessions, by room.
-    pub(crate) fn of_gateway(&self, gateway: GatewayKey) -> Vec<(Arc<str>, Vec<u64>)> {
-        let members = |(name, room): (&Arc<str>, &Room)| {
-            let shard = room.shards.get(&gateway)?;
-            Some((Arc::clone(name), shard.sessions.keys().copied().collect()))
-        };
-        self.rooms.iter().filter_map(members).collect()
-    }
-
     /// Whether the session is in the room.
     pub(crate) fn is_member(&self, room_id: &str, session: SessionAddress) -> bool {
-        let shard = self.rooms.get(room_id).and_then(|room| room.shards.get(&session.gateway));
-        shard.is_some_and(|shard| shard.sessions.contains_key(&session.session_id))
+        self.places.get(room_id).is_some_and(|place| self.held(session).contains(place))
     }
 
-    fn remove(&mut self, room_id: &str, session: SessionAddress) -> bool {
-        let Some(room) = self.rooms.get_mut(room_id) else { return false };
-        let Some(shard) = room.shards.get_mut(&session.gateway) else { return false };
-        let Some(encoding) = shard.sessions.remove(&session.session_id) else { return false };
-        shard.json -= usize::from(encoding == Encoding::Json);
+    /// Compares what a shard listed with this table and returns what it must be told.
+    ///
+    /// `adopt` gives the encoding of a session that this process has just met: its memberships are
+    /// taken over as far as the bounds allow. Of all other sessions this table is right, and what
+    /// is listed of a session that ended is passed over: the gateway has forgotten it too.
+    pub(crate) fn reconcile(
+        &mut self,
+        gateway: GatewayKey,
+        listed: Vec<RoomMembers>,
+        address: impl Fn(u64) -> SessionAddress,
+        adopt: impl Fn(u64) -> Option<Encoding>,
+        max: RoomsMax,
+    ) -> HashMap<String, Difference> {
+        let mut differences: HashMap<String, Difference> = HashMap::new();
+        let mut there: HashMap<String, FxHashSet<u64>> = HashMap::new();
+        for RoomMembers { room_id, session_ids } in listed {
+            for session_id in &session_ids {
+                let session = address(*session_id);
+                let is_in = match adopt(*session_id) {
+                    Some(encoding) => self.join(&room_id, session, encoding, max).is_ok(),
+                    None => self.is_member(&room_id, session),
+                };
+                if !is_in {
+                    differences.entry(room_id.clone()).or_default().leave.push(*session_id);
+                }
+            }
+            there.entry(room_id).or_default().extend(session_ids);
+        }
+        for (session_id, held) in self.sessions.get(&gateway).into_iter().flatten() {
+            for place in held.rooms() {
+                let Some(room) = self.rooms.get(*place as usize).and_then(Option::as_ref) else {
+                    continue;
+                };
+                if !there.get(&*room.name).is_some_and(|members| members.contains(session_id)) {
+                    let room_id = room.name.as_ref().to_owned();
+                    differences.entry(room_id).or_default().join.push(*session_id);
+                }
+            }
+        }
+        differences
+    }
+
+    fn room(&self, room_id: &str) -> Option<&Room> {
+        let place = self.places.get(room_id)?;
+        self.rooms.get(*place as usize)?.as_ref()
+    }
+
+    fn held(&self, session: SessionAddress) -> &[u32] {
+        let shard = self.sessions.get(&session.gateway);
+        shard.and_then(|shard| shard.get(&session.session_id)).map_or(&[], Held::rooms)
+    }
+
+    fn create(&mut self, room_id: &str) -> u32 {
+        let name: Arc<str> = room_id.into();
+        let room = Room { name: Arc::clone(&name), members: 0, shards: FxHashMap::default() };
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.rooms[place as usize] = Some(room);
+                place
+            }
+            None => {
+                self.rooms.push(Some(room));
+                self.rooms.len() as u32 - 1
+            }
+        };
+        self.places.insert(name, place);
+        place
+    }
+
+    fn uncount(&mut self, place: u32, gateway: GatewayKey, json: bool) {
+        let Some(entry) = self.rooms.get_mut(place as usize) else { return };
+        let Some(room) = entry else { return };
         room.members -= 1;
-        if shard.sessions.is_empty() {
-            room.shards.remove(&session.gateway);
+        if let Entry::Occupied(mut shard) = room.shards.entry(gateway) {
+            *shard.get_mut().of(json) -= 1;
+            if shard.get().protobuf + shard.get().json == 0 {
+                shard.remove();
+            }
         }
         if room.members == 0 {
-            self.rooms.remove(room_id);
+            self.places.remove(&room.name);
+            *entry = None;
+            self.free.push(place);
         }
-        true
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use millrace_protocol::{Code, link::Encoding};
-
-    use super::Rooms;
-    use crate::session::{GatewayKey, SessionAddress};
-
-    fn session(gateway: u32, session_id: u64) -> SessionAddress {
-        SessionAddress { gateway: GatewayKey(gateway), shard: 0, session_id }
-    }
-
-    #[test]
-    fn a_room_reaches_only_shards_and_encodings_that_have_members() {
-        let mut rooms = Rooms::default();
-        rooms.join("r", session(1, 1), Encoding::Protobuf, 9, 9).expect("joined");
-        rooms.join("r", session(2, 1), Encoding::Json, 9, 9).expect("joined");
-        assert_eq!(rooms.join("r", session(2, 1), Encoding::Json, 9, 9), Ok((2, false)));
-        let mut receivers = rooms.receivers("r");
-        receivers.sort_by_key(|receiver| receiver.gateway);
-        let seen: Vec<_> = receivers.iter().map(|r| (r.gateway.0, r.protobuf, r.json)).collect();
-        assert_eq!(seen, [(1, true, false), (2, false, true)]);
-        assert_eq!(rooms.leave("r", session(1, 1)), (1, true));
-        assert_eq!(rooms.leave("r", session(1, 1)), (1, false));
-        assert_eq!(rooms.receivers("r").len(), 1);
-    }
-
-    #[test]
-    fn a_session_that_ends_leaves_nothing_behind() {
-        let mut rooms = Rooms::default();
-        for room in ["a", "b", "c"] {
-            rooms.join(room, session(1, 7), Encoding::Protobuf, 9, 9).expect("joined");
-        }
-        rooms.forget(session(1, 7));
-        assert!(rooms.rooms.is_empty() && rooms.by_session.is_empty());
-    }
-
-    #[test]
-    fn both_bounds_refuse_the_next_join() {
-        let mut rooms = Rooms::default();
-        rooms.join("a", session(1, 1), Encoding::Protobuf, 2, 1).expect("joined");
-        let own = rooms.join("b", session(1, 1), Encoding::Protobuf, 2, 1).expect_err("full");
-        rooms.join("b", session(1, 2), Encoding::Protobuf, 2, 1).expect("joined");
-        let all = rooms.join("c", session(1, 3), Encoding::Protobuf, 2, 1).expect_err("full");
-        assert_eq!((own.code, all.code), (Code::OverCapacity, Code::OverCapacity));
-        assert_eq!(rooms.rooms.len(), 2);
-    }
-}
+mod tests;

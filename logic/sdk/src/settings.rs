@@ -1,6 +1,8 @@
 //! The bounds of a logic server, each with its unit and default. It decides nothing: what happens
 //! at a bound is written beside it.
 
+use crate::rooms::RoomsMax;
+
 /// Settings of [`crate::Server`].
 #[derive(Clone, Debug)]
 pub struct ServerSettings {
@@ -34,12 +36,24 @@ pub struct ServerSettings {
     pub gateways_max: usize,
     /// Live rooms with members. A join that would need another is refused. Default 100,000.
     pub rooms_max: usize,
+    /// Members of one live room, over all gateways. A further join is refused. Default 1,000,000.
+    pub room_members_max: u64,
     /// Rooms of one session. A further join is refused. Default 64.
     pub rooms_per_session_max: usize,
     /// What a login refused with `over_capacity` is told to wait, in milliseconds. Default 1,000.
     pub retry_after_ms: u32,
     /// How long a shutdown waits for what is queued to reach the gateways. Default 5,000.
     pub shutdown_ms_max: u32,
+}
+
+impl ServerSettings {
+    pub(crate) const fn rooms_bounds(&self) -> RoomsMax {
+        RoomsMax {
+            rooms: self.rooms_max,
+            members: self.room_members_max,
+            per_session: self.rooms_per_session_max,
+        }
+    }
 }
 
 impl Default for ServerSettings {
@@ -57,6 +71,7 @@ impl Default for ServerSettings {
             sessions_max: 2_000_000,
             gateways_max: 1_024,
             rooms_max: 100_000,
+            room_members_max: 1_000_000,
             rooms_per_session_max: 64,
             retry_after_ms: 1_000,
             shutdown_ms_max: 5_000,

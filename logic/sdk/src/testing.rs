@@ -15,8 +15,8 @@ use millrace_protocol::frame::Flags;
 use millrace_protocol::link::link_service_client::LinkServiceClient;
 use millrace_protocol::link::{
     ClientFrame, CloseSession, ConnectRequest, ConnectResponse, Credit, GatewayEvent, Hello,
-    HelloReply, LoginRequest, LoginResult, RefreshRequest, RefreshResult, Session, SessionEnded,
-    SessionsComplete, gateway_event, logic_event,
+    HelloReply, LoginRequest, LoginResult, RefreshRequest, RefreshResult, RoomMembers, Session,
+    SessionEnded, SessionsComplete, gateway_event, logic_event,
 };
 use millrace_protocol::{Code, command, limits};
 use prost::Message;
@@ -52,6 +52,8 @@ pub struct FakeGatewaySettings {
     pub heartbeats: bool,
     /// The sessions listed after Hello. Default none.
     pub sessions: Vec<Session>,
+    /// The rooms listed after them. Default none.
+    pub rooms: Vec<RoomMembers>,
 }
 
 impl Default for FakeGatewaySettings {
@@ -65,6 +67,7 @@ impl Default for FakeGatewaySettings {
             returns_credit: true,
             heartbeats: true,
             sessions: Vec::new(),
+            rooms: Vec::new(),
         }
     }
 }
@@ -137,10 +140,14 @@ impl FakeGateway {
         address: SocketAddr,
         settings: FakeGatewaySettings,
     ) -> Result<Self, Status> {
-        let sessions = settings.sessions.clone();
+        let (sessions, rooms) = (settings.sessions.clone(), settings.rooms.clone());
         let mut gateway = Self::connect_without_list(address, settings).await?;
         let listed = sessions.len() as u64;
         let mut events: Vec<_> = sessions.into_iter().map(gateway_event::Kind::Session).collect();
+        for room in &rooms {
+            gateway.rooms.entry(room.room_id.clone()).or_default().extend(&room.session_ids);
+        }
+        events.extend(rooms.into_iter().map(gateway_event::Kind::RoomMembers));
         events.push(gateway_event::Kind::SessionsComplete(SessionsComplete { sessions: listed }));
         gateway.send_events(events).await;
         Ok(gateway)

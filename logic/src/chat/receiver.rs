@@ -278,7 +278,7 @@ fn room_message(core: &Core, inbound: &Inbound) {
     let room_id = message.room_id.clone();
     message.sender_id = inbound.session.user_id.to_string();
     let except = Some(inbound.session.address);
-    core.gateways.send_to_room(&room_id, command::ROOM_MESSAGE, &message, except);
+    core.gateways.publish_room(&room_id, command::ROOM_MESSAGE, &message, except);
     let members = core.gateways.room_members(&room_id);
     inbound.reply_message(&RoomReply { members, ..RoomReply::default() });
 }

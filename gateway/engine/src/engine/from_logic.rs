@@ -205,19 +205,6 @@ impl Engine {
         self.count_rooms();
     }
 
-    /// A new stream begins: logic states the memberships again, because one that it took back
-    /// while there was no link would stay for ever.
-    pub(super) fn forget_rooms(&mut self) {
-        for slot in 0..self.connections.slots() {
-            let Some(id) = self.id_in_slot(slot) else { continue };
-            while let Some(connection) = self.get(id)
-                && let Some(last) = connection.rooms().len().checked_sub(1)
-            {
-                self.leave_room_at(id, last);
-            }
-        }
-    }
-
     fn count_rooms(&mut self) {
         self.counters.rooms = u64::from(self.rooms.len());
         self.counters.room_members = self.rooms.members();

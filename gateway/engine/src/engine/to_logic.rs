@@ -1,7 +1,8 @@
-//! The stream to logic: its beginning with the list of sessions, its end, and the batches.
+//! The stream to logic: its beginning with the lists of sessions and rooms, its end, and the batches.
 
 use millrace_protocol::link::{
-    ConnectRequest, GatewayEvent, Hello, SessionEnded, SessionsComplete, gateway_event::Kind,
+    ConnectRequest, GatewayEvent, Hello, RoomMembers, SessionEnded, SessionsComplete,
+    gateway_event::Kind,
 };
 
 use super::Engine;
@@ -12,9 +13,12 @@ use crate::{
     link::{Link, Opening, Outgoing},
 };
 
+/// Members of a room in one RoomMembers; more come in several.
+const ROOM_MEMBERS_PER_EVENT_MAX: usize = 4_096;
+
 impl Engine {
-    /// A stream is open. The first one is used: Hello, the sessions and SessionsComplete go out
-    /// on it. Others stand by, unsaid, until it ends.
+    /// A stream is open. The first one is used: Hello, the sessions, the rooms and SessionsComplete
+    /// go out on it. Others stand by, unsaid, until it ends.
     pub fn link_up(&mut self, now: Now, link: LinkId) {
         self.now = now;
         if self.link.as_ref().is_some_and(|active| active.id == link) {
@@ -31,7 +35,6 @@ impl Engine {
     }
 
     fn begin_link(&mut self, link: LinkId) {
-        self.forget_rooms();
         let heartbeat_at_ms = self.now.monotonic_ms + self.heartbeat_interval_ms();
         self.link = Some(Link::new(link, heartbeat_at_ms, self.identity.window));
     }
@@ -135,6 +138,7 @@ impl Engine {
             }));
         }
         self.list_sessions(&mut kinds, events_max);
+        self.list_rooms(&mut kinds, events_max, bytes_max);
 
         let active = self.link.as_mut()?;
         let mut acknowledged = Vec::new();
@@ -182,8 +186,7 @@ impl Engine {
             && let Opening::Sessions { slot, listed } = link.opening
         {
             if slot >= slots {
-                link.opening = Opening::Complete;
-                kinds.push(Kind::SessionsComplete(SessionsComplete { sessions: listed }));
+                link.opening = Opening::Rooms { slot: 0, before: usize::MAX, listed };
                 return;
             }
             let connection = self
@@ -199,6 +202,35 @@ impl Engine {
             link.opening =
                 Opening::Sessions { slot: slot + 1, listed: listed + u64::from(session.is_some()) };
             kinds.extend(session.map(Kind::Session));
+        }
+    }
+
+    /// Goes on with the list of rooms. From the last member to the first: whoever leaves meanwhile
+    /// is replaced by the last, which was listed already, so nobody is missed.
+    fn list_rooms(&mut self, kinds: &mut Vec<Kind>, events_max: usize, bytes_max: usize) {
+        let mut bytes = 0;
+        while kinds.len() < events_max
+            && bytes < bytes_max
+            && let Some(link) = &mut self.link
+            && let Opening::Rooms { slot, before, listed } = link.opening
+        {
+            if slot >= self.rooms.slots() {
+                link.opening = Opening::Complete;
+                kinds.push(Kind::SessionsComplete(SessionsComplete { sessions: listed }));
+                return;
+            }
+            let (name, members) = self.rooms.in_slot(slot).unwrap_or_default();
+            let until = before.min(members.len());
+            let from = until.saturating_sub(ROOM_MEMBERS_PER_EVENT_MAX);
+            if from < until {
+                let session_ids = members[from..until].iter().map(|member| member.raw()).collect();
+                bytes += name.len() + 8 * (until - from);
+                kinds.push(Kind::RoomMembers(RoomMembers { room_id: name.into(), session_ids }));
+            }
+            link.opening = match from {
+                0 => Opening::Rooms { slot: slot + 1, before: usize::MAX, listed },
+                before => Opening::Rooms { slot, before, listed },
+            };
         }
     }
 }

@@ -39,7 +39,11 @@ pub struct Logic {
     /// Sessions listed on this stream, until the list is complete.
     listed: Option<BTreeSet<u64>>,
     next_push: u64,
+    /// Who is in a room: as the gateway listed it, and as it was told since. After a restart, the
+    /// list alone.
     rooms: BTreeMap<String, BTreeSet<u64>>,
+    /// Memberships that the gateway listed at the beginning of a stream.
+    pub memberships_listed: u64,
     /// By session: the numbers in what was delivered to the engine for it, in order.
     pub pushed: BTreeMap<u64, Vec<u64>>,
     /// Ends heard of, by event or by the list.
@@ -63,6 +67,7 @@ impl Logic {
             listed: None,
             next_push: 1,
             rooms: BTreeMap::new(),
+            memberships_listed: 0,
             pushed: BTreeMap::new(),
             ended: BTreeMap::new(),
             accepted: BTreeSet::new(),
@@ -85,7 +90,6 @@ impl Logic {
 
     pub fn stream_ends(&mut self, forget: bool) {
         self.outbox.clear();
-        self.rooms.clear();
         self.to_give_back = Credit::default();
         self.listed = None;
         if forget {
@@ -111,6 +115,7 @@ impl Logic {
             Event::Hello(_) => {
                 self.has_hello = true;
                 self.listed = Some(BTreeSet::new());
+                self.rooms.clear();
                 let window = Credit { frames: self.window_frames, bytes: 1_000_000 };
                 self.outbox.push_front(Kind::HelloReply(HelloReply {
                     window: Some(window),
@@ -125,6 +130,15 @@ impl Logic {
                 let is_json = session.encoding == i32::from(Encoding::Json);
                 let session_id = session.session_id;
                 self.sessions.entry(session_id).or_insert(Session { is_json, last_number: 0 });
+            }
+            Event::RoomMembers(room) => {
+                let listed = self.listed.as_ref().expect("rooms are listed with the sessions");
+                let members = self.rooms.entry(room.room_id).or_default();
+                for session_id in room.session_ids {
+                    assert!(listed.contains(&session_id), "members are sessions that were listed");
+                    members.insert(session_id);
+                    self.memberships_listed += 1;
+                }
             }
             Event::SessionsComplete(complete) => {
                 let listed = self.listed.take().expect("the list is completed once");
@@ -211,6 +225,11 @@ impl Logic {
             members.remove(&session_id);
         }
         assert_eq!(self.ended.insert(session_id, code), None, "a session ends once");
+    }
+
+    /// Whether it has nothing to send, and nothing to give back.
+    pub fn is_silent(&self) -> bool {
+        self.outbox.is_empty() && self.to_give_back.frames == 0
     }
 
     /// Sends something, or nothing.

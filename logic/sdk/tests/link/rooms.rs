@@ -6,6 +6,7 @@ use millrace_logic_sdk::testing::{
     FakeGateway, FakeGatewaySettings, listed_session, login_request,
 };
 use millrace_logic_sdk::{Encoding, ServerSettings};
+use millrace_protocol::link::RoomMembers;
 use millrace_protocol::{Code, chat, command};
 
 use crate::recorder::{Told, WELCOME, connect, serve};
@@ -40,13 +41,13 @@ async fn a_room_message_reaches_each_member_once_and_no_other_shard() {
     }
     let sender = recorder.started("user-1")[0];
     let sent = out.counters().frames_sent;
-    out.send_to_room("r", command::ROOM_MESSAGE, &message("hello"), Some(sender));
+    out.publish_room("r", command::ROOM_MESSAGE, &message("hello"), Some(sender));
     assert_eq!(out.counters().frames_sent, sent + 2, "two shards have members");
     for (shard, id) in [(0, 2), (1, 4)] {
         let frame = gateways[shard].next_frame(id).await.expect("the stream lives");
         assert_eq!(frame.decode::<chat::RoomMessage>(), message("hello"));
     }
-    out.send_to_room("r", command::ROOM_MESSAGE, &message("to all"), None);
+    out.publish_room("r", command::ROOM_MESSAGE, &message("to all"), None);
     let frame = gateways[0].next_frame(1).await.expect("the stream lives");
     assert_eq!(frame.decode::<chat::RoomMessage>().body, "to all", "not its own message before");
     gateways[2].read_for(Duration::from_millis(20)).await;
@@ -68,7 +69,7 @@ async fn sessions_that_end_leave_their_rooms() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_returns_is_told_its_rooms_again() {
+async fn a_gateway_that_returns_is_told_what_changed_in_its_rooms() {
     let (server, recorder) = serve(ServerSettings::default()).await;
     let mut gateway = connect(&server, FakeGatewaySettings::default()).await;
     for id in [1, 2, 3] {
@@ -84,17 +85,42 @@ async fn a_gateway_that_returns_is_told_its_rooms_again() {
             recorder.gateways().gateways().iter().all(|gateway| !gateway.connected)
         })
         .await;
-    // Left while the link is away; and session 3 does not return.
+    // While the link is away 2 leaves; and session 3 does not return. The gateway knows neither.
     assert_eq!(recorder.gateways().leave_room("r", recorder.started("user-2")[0]), Ok(2));
     let sessions =
         [1, 2].map(|id| listed_session(id, &format!("user-{id}"), Encoding::Protobuf)).to_vec();
+    let rooms = vec![RoomMembers { room_id: "r".into(), session_ids: vec![2] }];
     let mut gateway =
-        connect(&server, FakeGatewaySettings { sessions, ..Default::default() }).await;
+        connect(&server, FakeGatewaySettings { sessions, rooms, ..Default::default() }).await;
     let replayed = Told::Replayed { started: vec![], kept: vec![1, 2] };
     recorder.wait_for("the replay", |told| told.contains(&replayed)).await;
-    recorder.gateways().send_to_room("r", command::ROOM_MESSAGE, &message("hello"), None);
+    recorder.gateways().publish_room("r", command::ROOM_MESSAGE, &message("hello"), None);
     let frame = gateway.next_frame(1).await.expect("the stream lives");
     assert_eq!(frame.decode::<chat::RoomMessage>().body, "hello");
-    assert_eq!(gateway.room("r"), [1]);
+    assert_eq!(gateway.room("r"), [1], "told of the one that joined and the one that left");
     assert_eq!(recorder.gateways().room_members("r"), 1);
+}
+
+#[tokio::test]
+async fn a_logic_that_restarted_takes_the_rooms_over() {
+    let (server, recorder) = serve(ServerSettings::default()).await;
+    let sessions = [(1, Encoding::Protobuf), (2, Encoding::Json), (3, Encoding::Protobuf)]
+        .map(|(id, encoding)| listed_session(id, &format!("user-{id}"), encoding))
+        .to_vec();
+    let room =
+        |name: &str, ids: &[u64]| RoomMembers { room_id: name.into(), session_ids: ids.to_vec() };
+    // 9 was listed and has ended since.
+    let rooms = vec![room("r", &[1, 2]), room("r", &[9]), room("other", &[3])];
+    let mut gateway =
+        connect(&server, FakeGatewaySettings { sessions, rooms, ..Default::default() }).await;
+    let replayed = Told::Replayed { started: vec![1, 2, 3], kept: vec![] };
+    recorder.wait_for("the replay", |told| told.contains(&replayed)).await;
+    let out = recorder.gateways();
+    assert_eq!((out.room_members("r"), out.room_members("other")), (2, 1));
+    out.publish_room("r", command::ROOM_MESSAGE, &message("still here?"), None);
+    for id in [1, 2] {
+        let frame = gateway.next_frame(id).await.expect("the stream lives");
+        assert_eq!(frame.decode::<chat::RoomMessage>().body, "still here?");
+    }
+    assert_eq!(gateway.inbox(3), 0);
 }
