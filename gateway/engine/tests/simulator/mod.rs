@@ -387,19 +387,37 @@ impl World {
         }
     }
 
+    /// Whether nothing is under way: no bytes, no batches, no requests.
+    fn is_quiet(&self) -> bool {
+        let counters = self.engine.counters();
+        let held =
+            counters.send_queue_bytes + counters.requests_in_flight + counters.backlog_frames;
+        let is_quiet = |socket: &Socket| {
+            let is_read = socket.to_engine.is_empty() || socket.end_told;
+            socket.close_at.is_none() && socket.in_flight.is_none() && is_read
+        };
+        self.link.is_some()
+            && held + counters.logins_in_flight + counters.link_outbox_events == 0
+            && self.to_logic.is_empty()
+            && self.to_engine.is_empty()
+            && self.logic.is_silent()
+            && self.sockets.values().all(is_quiet)
+    }
+
     /// Lets everything under way come to its end, then takes the clients and the link away.
     fn settle(&mut self) {
         self.settling = true;
-        // Long enough for the slowest link: until nothing is under way, then a little more.
-        for _ in 0..5_000 {
+        // Until nothing is under way in either direction, however long the queues have become: the
+        // bound is for a world that never comes to rest, and is a failure.
+        let mut steps = 0;
+        while !self.is_quiet() {
             self.step();
-            let written = self.sockets.values().all(|socket| socket.to_engine.is_empty());
-            if written && self.link.is_some() && self.engine.counters().requests_in_flight == 0 {
-                break;
-            }
-        }
-        for _ in 0..100 {
-            self.step();
+            steps += 1;
+            assert!(
+                steps < 20_000,
+                "the world does not come to rest: {:?}",
+                self.engine.counters()
+            );
         }
         for socket in self.sockets.values_mut() {
             socket.client.has_settled =
