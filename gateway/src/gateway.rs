@@ -21,6 +21,7 @@ use crate::{
     admin::Admin,
     capacity::Capacity,
     config::Config,
+    driver::uring,
     link::{LinkStatus, LinkThreads, LinkWork, endpoint},
     shard::{self, Command, Listening, Mailbox, NotSent, ShardError, ShardPlan},
     status::{Phase, Status},
@@ -205,7 +206,7 @@ impl Gateway {
         let body = move || {
             // Counts also when the shard panics.
             let _left = Left(running);
-            let result = shard::run(plan, &sender);
+            let result = shard::run::<uring::Driver>(plan, &sender);
             if result.is_err() {
                 status.shard_failed();
             }

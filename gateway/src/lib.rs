@@ -3,7 +3,8 @@
 //! A tour, from the outside in:
 //! - [`config`]: the TOML file, its defaults and checks; [`capacity`]: what they hold here
 //! - [`Gateway`]: starts everything, and ends it
-//! - `shard`: one thread, one ring, one engine, one loop; shares nothing
+//! - `shard`: one thread, one driver, one engine, one loop; shares nothing
+//! - [`driver`]: what a shard needs of the world of sockets, and what provides it
 //! - `link`: the gRPC streams to logic, on threads of their own, behind bounded rings
 //! - `admin`: probes, metrics and inspection, on an address and a thread of its own
 //! - `status`: what `admin` may know of the others
@@ -16,6 +17,7 @@
 mod admin;
 pub mod capacity;
 pub mod config;
+pub mod driver;
 mod gateway;
 mod link;
 mod shard;

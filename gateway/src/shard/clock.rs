@@ -1,13 +1,16 @@
 //! The shard's clock: read at most once a loop, and only if something happened.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, UNIX_EPOCH};
 
 use millrace_engine::Now;
+
+use crate::driver::Time;
 
 /// How often the wall clock is looked at; between two looks it runs with the monotonic one.
 const WALL_CLOCK_MS: u64 = 1_000;
 
-pub(super) struct Clock {
+pub(super) struct Clock<T> {
+    time: T,
     start: Instant,
     now: Now,
     is_stale: bool,
@@ -16,10 +19,11 @@ pub(super) struct Clock {
     wall_clock_due_ms: u64,
 }
 
-impl Clock {
-    pub fn start() -> Self {
+impl<T: Time> Clock<T> {
+    pub fn start(time: T) -> Self {
         let mut clock = Self {
-            start: Instant::now(),
+            start: time.now(),
+            time,
             now: Now { monotonic_ms: 0, unix_ms: 0 },
             is_stale: true,
             unix_offset_ms: 0,
@@ -38,9 +42,9 @@ impl Clock {
     pub fn now(&mut self) -> Now {
         if self.is_stale {
             self.is_stale = false;
-            let monotonic_ms = self.start.elapsed().as_millis() as u64;
+            let monotonic_ms = self.time.now().duration_since(self.start).as_millis() as u64;
             if monotonic_ms >= self.wall_clock_due_ms {
-                let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                let unix = self.time.wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default();
                 self.unix_offset_ms = unix.as_millis() as i64 - monotonic_ms as i64;
                 self.wall_clock_due_ms = monotonic_ms + WALL_CLOCK_MS;
             }

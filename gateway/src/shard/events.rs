@@ -4,18 +4,18 @@
 use std::{io, net::SocketAddr};
 
 use millrace_engine::{ConnectionId, Engine, TransportKind};
-use millrace_uring::{Handler, ListenerId, SocketId};
 
 use super::clock::Clock;
+use crate::driver::{Handler, ListenerId, SocketId, Time};
 
-pub(super) struct Events<'a> {
+pub(super) struct Events<'a, T> {
     pub engine: &'a mut Engine,
-    pub clock: &'a mut Clock,
+    pub clock: &'a mut Clock<T>,
     /// Which listener takes WebSocket connections; the other one takes TCP.
     pub websocket: Option<ListenerId>,
 }
 
-impl Handler for Events<'_> {
+impl<T: Time> Handler for Events<'_, T> {
     fn accepted(&mut self, socket: SocketId, listener: ListenerId, peer: SocketAddr) -> u64 {
         let transport = if self.websocket == Some(listener) {
             TransportKind::WebSocket

@@ -1,9 +1,12 @@
 //! Commands to a shard from other threads: few, bounded, looked at once a loop.
 
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::fmt;
+use std::sync::{
+    Arc,
+    mpsc::{SyncSender, TrySendError},
+};
 
 use millrace_engine::{ConnectionInfo, Drain};
-use millrace_uring::Waker;
 use tokio::sync::oneshot;
 
 /// Commands that wait for a shard. Above it the sender is told that the shard is busy.
@@ -21,22 +24,29 @@ pub(crate) enum Command {
 }
 
 /// The way into a shard.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Mailbox {
     commands: SyncSender<Command>,
-    waker: Waker,
+    wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mailbox").finish_non_exhaustive()
+    }
 }
 
 impl Mailbox {
-    pub fn new(commands: SyncSender<Command>, waker: Waker) -> Self {
-        Self { commands, waker }
+    /// `wake` ends the wait of the shard that has the other end.
+    pub fn new(commands: SyncSender<Command>, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
+        Self { commands, wake }
     }
 
     /// Puts a command in and wakes the shard.
     pub fn send(&self, command: Command) -> Result<(), NotSent> {
         match self.commands.try_send(command) {
             Ok(()) => {
-                self.waker.wake();
+                (self.wake)();
                 Ok(())
             }
             Err(TrySendError::Full(command)) => Err(NotSent::Busy(command)),

@@ -1,4 +1,4 @@
-//! One shard: a thread with a ring, an engine and one loop. Nothing of it is shared.
+//! One shard: a thread with a driver, an engine and one loop. Nothing of it is shared.
 //!
 //! The loop waits in the driver, lets the engine deal with what came, hands batches between the
 //! engine and the links, and performs the engine's effects. Whoever wants something from a shard

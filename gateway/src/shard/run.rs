@@ -11,7 +11,6 @@ use std::{
 };
 
 use millrace_engine::{Effect, Engine, GatewayIdentity, LinkId, Settings};
-use millrace_uring::{Driver, ListenerId, Options, SocketId};
 
 use super::{
     clock::Clock,
@@ -19,7 +18,10 @@ use super::{
     mailbox::{COMMANDS_MAX, Command, Mailbox},
     snapshot::{Published, Publisher},
 };
-use crate::link::{FromLink, LinkPort, Outbound, ShardPort, pair};
+use crate::{
+    driver::{Driver, ListenerId, Options, SocketId, Wake},
+    link::{FromLink, LinkPort, Outbound, ShardPort, pair},
+};
 
 /// Items taken from one link in a turn, so that a busy logic does not starve the sockets.
 const LINK_ITEMS_PER_TURN_MAX: usize = 64;
@@ -57,23 +59,23 @@ pub(crate) struct Listening {
 /// Why a shard could not start, or ended before its time.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ShardError {
-    #[error("cannot set up io_uring: {0}")]
+    #[error("cannot set up its driver: {0}")]
     Driver(#[source] io::Error),
     #[error("cannot listen on {0}: {1}")]
     Listen(SocketAddr, #[source] io::Error),
-    #[error("io_uring failed: {0}")]
+    #[error("its driver failed: {0}")]
     Poll(#[source] io::Error),
 }
 
 /// Runs a shard on this thread until it has left. `listening` gets exactly one answer.
-pub(crate) fn run(
+pub(crate) fn run<D: Driver>(
     plan: ShardPlan,
     listening: &SyncSender<Result<Listening, ShardError>>,
 ) -> Result<(), ShardError> {
     if let Some(core) = plan.core {
         pin(plan.shard, core);
     }
-    let (mut shard, ready) = match Shard::new(plan) {
+    let (mut shard, ready) = match Shard::<D>::new(plan) {
         Ok(started) => started,
         Err(error) => {
             // Whoever started this thread waits for the answer.
@@ -106,10 +108,10 @@ struct Link {
     outbound: Option<Outbound>,
 }
 
-struct Shard {
-    driver: Driver,
+struct Shard<D: Driver> {
+    driver: D,
     engine: Engine,
-    clock: Clock,
+    clock: Clock<D::Time>,
     websocket: Option<ListenerId>,
     links: Vec<Link>,
     commands: Receiver<Command>,
@@ -133,9 +135,9 @@ enum Leaving {
     Left,
 }
 
-impl Shard {
+impl<D: Driver> Shard<D> {
     fn new(plan: ShardPlan) -> Result<(Self, Listening), ShardError> {
-        let mut driver = Driver::new(plan.driver).map_err(ShardError::Driver)?;
+        let mut driver = D::new(plan.driver).map_err(ShardError::Driver)?;
         let mut listen = |address: Option<SocketAddr>| match address {
             None => Ok((None, None)),
             Some(address) => driver
@@ -146,21 +148,21 @@ impl Shard {
         let (websocket, websocket_address) = listen(plan.websocket)?;
         let (_, tcp_address) = listen(plan.tcp)?;
         let waker = driver.waker();
+        let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || waker.wake());
         let mut ports = Vec::with_capacity(plan.links);
         let mut links = Vec::with_capacity(plan.links);
         for index in 0..plan.links {
-            let waker = waker.clone();
-            let (ours, theirs) = pair(plan.ring_batches_max, Arc::new(move || waker.wake()));
+            let (ours, theirs) = pair(plan.ring_batches_max, wake.clone());
             ports.push(ours);
             links.push(Link { id: LinkId(index as u8), port: theirs, outbound: None });
         }
         let (sender, commands) = sync_channel(COMMANDS_MAX);
-        let mut clock = Clock::start();
+        let mut clock = Clock::start(driver.time());
         let engine = Engine::new(plan.settings, plan.shard, plan.identity, clock.now());
         let listening = Listening {
             websocket: websocket_address,
             tcp: tcp_address,
-            mailbox: Mailbox::new(sender, waker),
+            mailbox: Mailbox::new(sender, wake),
             ports,
         };
         let shard = Self {

@@ -6,7 +6,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use millrace_engine::{Counters, Engine};
-use millrace_uring::{Driver, Statistics};
+
+use crate::driver::{Driver, Statistics};
 
 /// How old a snapshot may become while things happen.
 const PUBLISH_INTERVAL_MS: u64 = 100;
@@ -18,7 +19,7 @@ pub struct ShardSnapshot {
     pub counters: Counters,
     /// What the driver counted.
     pub driver: Statistics,
-    /// Sockets of the ring.
+    /// Sockets of the driver.
     pub sockets: usize,
     /// Turns of the loop.
     pub loops: u64,
@@ -55,7 +56,7 @@ impl Publisher {
     }
 
     /// Copies, if it is time.
-    pub fn publish(&mut self, now_ms: u64, engine: &Engine, driver: &Driver) {
+    pub fn publish(&mut self, now_ms: u64, engine: &Engine, driver: &impl Driver) {
         self.loops += 1;
         if now_ms < self.due_ms {
             self.is_dirty = true;
@@ -65,7 +66,7 @@ impl Publisher {
     }
 
     /// Copies, unless somebody is reading.
-    pub fn publish_now(&mut self, now_ms: u64, engine: &Engine, driver: &Driver) {
+    pub fn publish_now(&mut self, now_ms: u64, engine: &Engine, driver: &impl Driver) {
         let Ok(mut snapshot) = self.place.0.try_lock() else {
             self.is_dirty = true;
             return;
