@@ -5,7 +5,7 @@
 use std::{collections::VecDeque, io, sync::Arc};
 
 use crate::{
-    client::{Client, Context, NS_PER_MS, Wish},
+    client::{Client, Context, NS_PER_MS, Standing, Wish},
     control::{Control, Phase, Slot, Snapshot},
     driver::{Action, Fleet},
     log::Log,
@@ -42,6 +42,37 @@ const REPAIRS_IN_FLIGHT_MAX: u64 = 256;
 /// How often the thread publishes its state.
 const PUBLISH_NS: u64 = 100 * NS_PER_MS;
 
+/// How many users stand where, kept up at every change: with a million users nobody counts them
+/// ten times a second.
+struct Tally {
+    counts: [usize; 5],
+    outstanding: u64,
+    /// What each user was counted as.
+    counted: Vec<(Standing, u16)>,
+}
+
+impl Tally {
+    fn new(users: usize) -> Self {
+        let mut counts = [0; 5];
+        counts[Standing::Waiting as usize] = users;
+        Self { counts, outstanding: 0, counted: vec![(Standing::Waiting, 0); users] }
+    }
+
+    fn update(&mut self, index: u32, client: &Client) {
+        let (standing, outstanding) = &mut self.counted[index as usize];
+        let (now_standing, now_outstanding) = (client.standing(), client.outstanding() as u16);
+        self.counts[*standing as usize] -= 1;
+        self.counts[now_standing as usize] += 1;
+        self.outstanding -= u64::from(*outstanding);
+        self.outstanding += u64::from(now_outstanding);
+        (*standing, *outstanding) = (now_standing, now_outstanding);
+    }
+
+    fn of(&self, standing: Standing) -> usize {
+        self.counts[standing as usize]
+    }
+}
+
 /// See the module.
 pub struct ChatFleet {
     control: Arc<Control>,
@@ -53,8 +84,7 @@ pub struct ChatFleet {
     due: Vec<u32>,
     ramp: Pacer,
     ramp_next: u32,
-    /// Users whose connection is being made; recounted at every publication.
-    connecting: usize,
+    tally: Tally,
     /// The schedules, once the load has begun.
     load: Option<(Pacer, Pacer)>,
     leaving: Option<(Pacer, u32)>,
@@ -82,7 +112,7 @@ impl ChatFleet {
             actions: VecDeque::new(),
             due: Vec::new(),
             ramp_next: 0,
-            connecting: 0,
+            tally: Tally::new(count),
             load: None,
             leaving: None,
             publish_due_ns: 0,
@@ -128,18 +158,23 @@ impl ChatFleet {
         if deadline_ns != u64::MAX {
             self.timers.arm(index, deadline_ns);
         }
+        client.rest();
+        self.tally.update(index, client);
     }
 
     fn advance_ramp(&mut self, now_ns: u64) {
-        while (self.ramp_next as usize) < self.clients.len() && self.connecting < CONNECTING_MAX {
+        while (self.ramp_next as usize) < self.clients.len()
+            && self.tally.of(Standing::Connecting) < CONNECTING_MAX
+        {
             // The last moment of the schedule may be rounded away; the last users still come.
-            if self.ramp.take_due(now_ns).is_none() && self.ramp.next_ns().is_some() {
-                return;
-            }
+            let intended_ns = match self.ramp.take_due(now_ns) {
+                Some(intended_ns) => intended_ns,
+                None if self.ramp.next_ns().is_some() => return,
+                None => now_ns,
+            };
             let index = self.ramp_next;
             self.ramp_next += 1;
-            self.connecting += 1;
-            self.clients[index as usize].start(now_ns, &self.cx);
+            self.clients[index as usize].start(now_ns, intended_ns, &self.cx);
             self.settle(index);
         }
     }
@@ -209,14 +244,11 @@ impl ChatFleet {
 
     fn publish(&mut self, now_ns: u64) {
         self.publish_due_ns = now_ns + PUBLISH_NS;
-        let count =
-            |of: fn(&Client) -> bool| self.clients.iter().filter(|client| of(client)).count();
-        self.connecting = count(Client::is_connecting);
         let snapshot = Snapshot {
             counters: self.cx.record.counters.clone(),
-            ready: count(Client::is_ready) as u64,
-            done: count(Client::is_done) as u64,
-            outstanding: self.clients.iter().map(|client| client.outstanding() as u64).sum(),
+            ready: self.tally.of(Standing::Ready) as u64,
+            done: self.tally.of(Standing::Done) as u64,
+            outstanding: self.tally.outstanding,
             pulls: self.cx.pulls_outstanding + self.slot().repairs_waiting(),
             records: self.cx.log.records() as u64,
             errors: self.cx.errors.clone(),
@@ -300,6 +332,6 @@ impl Fleet for ChatFleet {
     fn is_finished(&self) -> bool {
         self.control.phase() == Phase::Leave
             && self.leaving.is_some()
-            && self.clients.iter().all(Client::is_done)
+            && self.tally.of(Standing::Done) == self.clients.len()
     }
 }

@@ -215,13 +215,13 @@ impl Log {
 #[derive(Debug, Default, Clone)]
 pub struct Names {
     shared: Arc<Mutex<SharedNames>>,
-    known: FxHashMap<Box<str>, u32>,
+    known: FxHashMap<Arc<str>, u32>,
 }
 
 #[derive(Debug, Default)]
 struct SharedNames {
-    numbers: FxHashMap<Box<str>, u32>,
-    names: Vec<Box<str>>,
+    numbers: FxHashMap<Arc<str>, u32>,
+    names: Vec<Arc<str>>,
 }
 
 impl Names {
@@ -230,16 +230,19 @@ impl Names {
         if let Some(number) = self.known.get(name) {
             return *number;
         }
-        let number = {
+        let (name, number) = {
             let mut shared = self.shared.lock().expect("no thread panics while it holds this");
-            let next = shared.names.len() as u32;
-            let number = *shared.numbers.entry(name.into()).or_insert(next);
-            if number == next {
-                shared.names.push(name.into());
+            match shared.numbers.get_key_value(name) {
+                Some((name, number)) => (name.clone(), *number),
+                None => {
+                    let (name, number) = (Arc::<str>::from(name), shared.names.len() as u32);
+                    shared.numbers.insert(name.clone(), number);
+                    shared.names.push(name.clone());
+                    (name, number)
+                }
             }
-            number
         };
-        self.known.insert(name.into(), number);
+        self.known.insert(name, number);
         number
     }
 

@@ -35,6 +35,9 @@ table! {
         Upgrade = "upgrade",
         /// From LOGIN to LoginReply.
         Login = "login",
+        /// From the moment at which the ramp's schedule wanted the user to the user's first session:
+        /// connect, upgrade, login, and whatever made them wait.
+        Arrival = "arrival",
         /// From HEARTBEAT to its reply.
         Heartbeat = "heartbeat",
         /// Single chat: from the intended moment to the SendReply.

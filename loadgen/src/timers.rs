@@ -13,8 +13,8 @@ pub struct Timers {
     slots: Vec<Vec<u32>>,
     /// The slot of this number was the last to be expired.
     expired: u64,
-    /// Per connection: the slot number it stands in, or 0.
-    armed: Vec<u64>,
+    /// Per connection: the slot number it stands in, or 0. 32 bits are 497 days.
+    armed: Vec<u32>,
 }
 
 impl Timers {
@@ -32,10 +32,10 @@ impl Timers {
     pub fn arm(&mut self, index: u32, at_ns: u64) {
         let slot = (at_ns / SLOT_NS + 1).clamp(self.expired + 1, self.expired + SLOTS as u64 - 1);
         let armed = &mut self.armed[index as usize];
-        if *armed != 0 && *armed <= slot {
+        if *armed != 0 && u64::from(*armed) <= slot {
             return;
         }
-        *armed = slot;
+        *armed = slot as u32;
         self.slots[(slot % SLOTS as u64) as usize].push(index);
     }
 
@@ -48,7 +48,7 @@ impl Timers {
             for index in slot.drain(..) {
                 // An entry that was superseded by an earlier one names another slot by now.
                 let armed = &mut self.armed[index as usize];
-                if *armed == self.expired {
+                if u64::from(*armed) == self.expired {
                     *armed = 0;
                     due.push(index);
                 }

@@ -54,7 +54,7 @@ impl Bench {
     /// Connected, with LOGIN written.
     fn connecting(change: impl FnOnce(&mut Settings)) -> (Self, Frame) {
         let mut bench = Self::new(change);
-        bench.client.start(bench.now_ns, &bench.cx);
+        bench.client.start(bench.now_ns, bench.now_ns, &bench.cx);
         let login = bench.connect();
         (bench, login)
     }
@@ -185,6 +185,12 @@ fn login_carries_identity_and_a_token_of_the_given_secret() {
     let claims: serde_json::Value =
         jsonwebtoken::decode(&login.token, &key, &validation).expect("a valid token").claims;
     assert_eq!(claims["sub"], "load-0");
+}
+
+#[test]
+fn a_million_idle_users_fit_into_the_generators_memory() {
+    // 152 bytes, and a quiet user owns nothing on the heap.
+    assert!(size_of::<Client>() <= 160, "{} bytes", size_of::<Client>());
 }
 
 #[test]

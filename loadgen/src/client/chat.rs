@@ -70,13 +70,22 @@ impl Client {
 
     /// Writes what waits in the outbox, as far as the socket keeps up.
     pub(super) fn write_outbox(&mut self, now_ns: u64, cx: &mut Context) {
-        while let Some(entry) = self.outbox.next_to_write(now_ns) {
+        while let Some(entry) = self.next_to_write(now_ns) {
             if !self.may_write() {
-                self.outbox_due_ns = self.outbox_due_ns.min(now_ns + 50 * NS_PER_MS);
+                self.look_at_outbox(now_ns + 50 * NS_PER_MS);
                 return;
             }
             self.write_message(now_ns, cx, entry);
         }
+    }
+
+    fn next_to_write(&self, now_ns: u64) -> Option<Outgoing> {
+        self.busy.as_ref()?.outbox.next_to_write(now_ns)
+    }
+
+    fn look_at_outbox(&mut self, at_ns: u64) {
+        let busy = self.busy();
+        busy.outbox_due_ns = busy.outbox_due_ns.min(at_ns);
     }
 
     fn write_message(&mut self, now_ns: u64, cx: &mut Context, entry: Outgoing) {
@@ -100,13 +109,12 @@ impl Client {
         };
         cx.record.counters.add(counter);
         let request_id = self.write(cx, command::SEND_MESSAGE, flags, &message.encode_to_vec());
-        let what = Request::Send(entry.counter);
-        self.pending.push(Pending { request_id, sent_ns: now_ns, what });
-        if let Some(entry) = self.outbox.get_mut(entry.counter) {
+        self.await_reply(request_id, now_ns, Request::Send(entry.counter));
+        if let Some(entry) = self.busy().outbox.get_mut(entry.counter) {
             entry.written_ns = now_ns;
             entry.writes += 1;
         }
-        self.outbox_due_ns = self.outbox_due_ns.min(now_ns + cx.settings.send_timeout_ns);
+        self.look_at_outbox(now_ns + cx.settings.send_timeout_ns);
     }
 
     fn send_reply(
@@ -152,7 +160,7 @@ impl Client {
         conversation: u32,
         reply: &chat::SendReply,
     ) {
-        let Some(entry) = self.outbox.remove(counter) else { return };
+        let Some(entry) = self.busy().outbox.remove(counter) else { return };
         let (key, sequence) = (Key::new(self.user, counter), reply.sequence);
         cx.log.acks.push(Ack { key, sequence, conversation, target: entry.target });
         cx.record.counters.add(Counter::Acked);
@@ -164,7 +172,7 @@ impl Client {
         let metric = if entry.target.is_group() { Metric::AckGroup } else { Metric::AckSingle };
         cx.record.record(metric, now_ns.saturating_sub(entry.intended_ns));
         cx.record.record(Metric::Service, now_ns.saturating_sub(written_ns));
-        for other in &mut self.pending {
+        for other in &mut self.busy().pending {
             if matches!(other.what, Request::Send(same) if same == counter) {
                 other.what = Request::Acknowledged { counter, conversation, sequence };
             }
@@ -193,16 +201,17 @@ impl Client {
                 let wait = u64::from(retry_after_ms.max(500)) * NS_PER_MS;
                 let not_before_ns = now_ns + wait + cx.random.u64(0..wait);
                 // An attempt that is still on its way may yet be answered; then this one is too.
-                let on_its_way = self
+                let busy = self.busy();
+                let on_its_way = busy
                     .pending
                     .iter()
                     .any(|other| matches!(other.what, Request::Send(same) if same == counter));
-                if let Some(entry) = self.outbox.get_mut(counter)
+                if let Some(entry) = busy.outbox.get_mut(counter)
                     && !on_its_way
                 {
                     entry.written_ns = 0;
                     entry.not_before_ns = not_before_ns;
-                    self.outbox_due_ns = self.outbox_due_ns.min(not_before_ns);
+                    busy.outbox_due_ns = busy.outbox_due_ns.min(not_before_ns);
                 }
             }
             Request::Pull { conversation, .. } => {
@@ -214,7 +223,7 @@ impl Client {
     }
 
     fn give_up(&mut self, cx: &mut Context, counter: u32) {
-        if let Some(entry) = self.outbox.remove(counter) {
+        if let Some(entry) = self.busy().outbox.remove(counter) {
             cx.record.counters.add(Counter::Failed);
             let key = Key::new(self.user, counter);
             cx.log.unanswered.push(Unanswered { key, target: entry.target });
@@ -225,7 +234,7 @@ impl Client {
     fn tick_outbox(&mut self, now_ns: u64, cx: &mut Context) {
         let settings = cx.settings.clone();
         let mut given_up = Vec::new();
-        for entry in self.outbox.iter_mut() {
+        for entry in self.busy().outbox.iter_mut() {
             let is_overdue = entry.written_ns > 0
                 && now_ns >= entry.written_ns.saturating_add(settings.send_timeout_ns);
             if is_overdue {
@@ -242,11 +251,12 @@ impl Client {
             self.give_up(cx, counter);
         }
         self.write_outbox(now_ns, cx);
-        let due = self.outbox.iter_mut().map(|entry| match entry.written_ns {
+        let busy = self.busy();
+        let due = busy.outbox.iter().map(|entry| match entry.written_ns {
             0 => entry.not_before_ns.max(now_ns + 50 * NS_PER_MS),
             written_ns => written_ns.saturating_add(settings.send_timeout_ns),
         });
-        self.outbox_due_ns = due.min().unwrap_or(u64::MAX);
+        busy.outbox_due_ns = due.min().unwrap_or(u64::MAX);
     }
 
     // --- receiving -------------------------------------------------------------------------
@@ -254,6 +264,7 @@ impl Client {
     fn conversation(&mut self, name: u32) -> &mut Conversation {
         let known = self.conversations.iter().position(|known| known.name == name);
         let index = known.unwrap_or_else(|| {
+            self.conversations.reserve_exact(1);
             self.conversations.push(Conversation::new(name));
             self.conversations.len() - 1
         });
@@ -329,7 +340,7 @@ impl Client {
     // --- acknowledging and pulling ---------------------------------------------------------
 
     pub(super) fn tick_chat(&mut self, now_ns: u64, cx: &mut Context) {
-        if now_ns >= self.outbox_due_ns {
+        if self.busy.as_ref().is_some_and(|busy| now_ns >= busy.outbox_due_ns) {
             self.tick_outbox(now_ns, cx);
         }
         for index in 0..self.conversations.len() {
@@ -382,8 +393,7 @@ impl Client {
         cx.record.counters.add(Counter::Pulls);
         cx.pulls_outstanding += 1;
         let request_id = self.write(cx, command::PULL_MESSAGES, Flags::NONE, &pull.encode_to_vec());
-        let what = Request::Pull { conversation: name, to };
-        self.pending.push(Pending { request_id, sent_ns: now_ns, what });
+        self.await_reply(request_id, now_ns, Request::Pull { conversation: name, to });
     }
 
     /// Pulls a range of a conversation for the verifier, or notes that it could not be asked for.
@@ -397,7 +407,8 @@ impl Client {
 
     /// Whether a pull is on its way.
     pub fn is_pulling(&self) -> bool {
-        self.pending.iter().any(|pending| matches!(pending.what, Request::Pull { .. }))
+        let mut pending = self.busy.iter().flat_map(|busy| &busy.pending);
+        pending.any(|pending| matches!(pending.what, Request::Pull { .. }))
     }
 
     /// After a reconnect: everything after what was applied, in every known conversation.

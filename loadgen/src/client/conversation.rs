@@ -30,7 +30,11 @@ impl SequenceSet {
             }
             (true, false) => self.ranges[after - 1].1 = sequence,
             (false, true) => self.ranges[after].0 = sequence,
-            (false, false) => self.ranges.insert(after, (sequence, sequence)),
+            (false, false) => {
+                // Nearly every set stays with one range.
+                self.ranges.reserve_exact(1);
+                self.ranges.insert(after, (sequence, sequence));
+            }
         }
         true
     }

@@ -23,25 +23,28 @@ use crate::{
 
 impl Client {
     /// Wants a connection now. The run's ramp calls it once for every user.
-    pub fn start(&mut self, now_ns: u64, cx: &Context) {
+    /// `intended_ns` is when the schedule wanted it.
+    pub fn start(&mut self, now_ns: u64, intended_ns: u64, cx: &Context) {
         debug_assert_eq!(self.stage, Stage::Waiting, "a user starts once");
+        self.mark_ns = intended_ns;
         self.connect(now_ns, cx);
     }
 
     fn connect(&mut self, now_ns: u64, cx: &Context) {
         let endpoint = cx.settings.endpoint(self.transport).map(|endpoint| endpoint.address);
-        let Some(address) = self.elsewhere.take().or(endpoint) else {
+        let elsewhere = self.busy.as_mut().and_then(|busy| busy.elsewhere.take());
+        let Some(address) = elsewhere.or(endpoint) else {
             self.stage = Stage::Done;
             return;
         };
         self.enter(Stage::Connecting, now_ns);
-        self.wish = Some(Wish::Connect(address));
+        self.busy().wish = Some(Wish::Connect(address));
     }
 
     fn enter(&mut self, stage: Stage, now_ns: u64) {
         self.stage = stage;
         self.stage_since_ns = now_ns;
-        self.until_ns = u64::MAX;
+        self.due_ns = u64::MAX;
     }
 
     /// The connection that was wished for stands, or could not be made.
@@ -52,7 +55,7 @@ impl Client {
         if let Err(error) = result {
             cx.record.counters.add(Counter::ConnectFailed);
             cx.note_error(format!("connect: {error}"));
-            self.wish = Some(Wish::Close { farewell: Vec::new() });
+            self.busy().wish = Some(Wish::Close { farewell: Vec::new() });
             self.come_back(now_ns, cx);
             return;
         }
@@ -80,11 +83,11 @@ impl Client {
             client_version: env!("CARGO_PKG_VERSION").to_owned(),
             timestamp_ms: cx.unix_ms(now_ns),
             nonce: format!("{:016x}", cx.random.u64(..)),
-            resume_token: self.resume_token.clone(),
+            resume_token: self.resume_token.as_deref().cloned().unwrap_or_default(),
         };
         self.enter(Stage::LoggingIn, now_ns);
         let request_id = self.write(cx, command::LOGIN, Flags::NONE, &login.encode_to_vec());
-        self.pending.push(Pending { request_id, sent_ns: now_ns, what: Request::Login });
+        self.await_reply(request_id, now_ns, Request::Login);
     }
 
     /// Bytes arrived.
@@ -146,9 +149,9 @@ impl Client {
         let understood = match header.command {
             HEARTBEAT_REPLY => {
                 cx.record.counters.add(Counter::Heartbeats);
-                if self.heartbeat_sent_ns > 0 {
-                    cx.record.record(Metric::Heartbeat, now_ns - self.heartbeat_sent_ns);
-                    self.heartbeat_sent_ns = 0;
+                if self.mark_ns > 0 {
+                    cx.record.record(Metric::Heartbeat, now_ns - self.mark_ns);
+                    self.mark_ns = 0;
                 }
                 true
             }
@@ -200,17 +203,22 @@ impl Client {
         cx.record.counters.add(Counter::Logins);
         if self.was_ready {
             cx.record.counters.add(Counter::Reconnects);
+        } else {
+            cx.record.record(Metric::Arrival, now_ns.saturating_sub(self.mark_ns));
         }
+        self.mark_ns = 0;
         self.enter(Stage::Ready, now_ns);
         self.failures = 0;
-        self.retry_after_ns = 0;
-        self.resume_token = reply.resume_token;
-        self.heartbeat_interval_ns = u64::from(reply.heartbeat_interval_ms.max(1)) * NS_PER_MS;
-        self.idle_timeout_ns = u64::from(reply.idle_timeout_ms.max(1)) * NS_PER_MS;
+        self.busy().retry_after_ns = 0;
+        let resume_token = reply.resume_token;
+        self.resume_token = (!resume_token.is_empty()).then(|| Box::new(resume_token));
+        self.heartbeat_interval_ms = reply.heartbeat_interval_ms.max(1);
+        self.idle_timeout_ms = reply.idle_timeout_ms.max(1);
         // The first beat falls anywhere in the interval, so that users who logged in together
         // do not beat together.
-        self.heartbeat_due_ns = if cx.settings.heartbeats {
-            now_ns + cx.random.u64(self.heartbeat_interval_ns / 10..=self.heartbeat_interval_ns)
+        let interval_ns = self.heartbeat_interval_ns();
+        self.due_ns = if cx.settings.heartbeats {
+            now_ns + cx.random.u64(interval_ns / 10..=interval_ns)
         } else {
             u64::MAX
         };
@@ -227,10 +235,11 @@ impl Client {
     fn login_refused(&mut self, now_ns: u64, cx: &mut Context, code: u32, retry_after_ms: u32) {
         let code = Code::from_number(code).unwrap_or(Code::Internal);
         self.end_reason = Some(code);
-        self.retry_after_ns = u64::from(retry_after_ms) * NS_PER_MS;
+        let retry_after_ns = u64::from(retry_after_ms) * NS_PER_MS;
+        self.busy().retry_after_ns = retry_after_ns;
         if code == Code::LogicUnavailable {
-            let wait = self.retry_after_ns.max(500 * NS_PER_MS);
-            self.until_ns = now_ns + wait + cx.random.u64(0..wait);
+            let wait = retry_after_ns.max(500 * NS_PER_MS);
+            self.due_ns = now_ns + wait + cx.random.u64(0..wait);
         }
     }
 
@@ -252,7 +261,7 @@ impl Client {
             None => {
                 cx.record.counters.add_code(error.code);
                 self.end_reason = Code::from_number(error.code);
-                self.retry_after_ns = u64::from(error.retry_after_ms) * NS_PER_MS;
+                self.busy().retry_after_ns = u64::from(error.retry_after_ms) * NS_PER_MS;
             }
         }
     }
@@ -260,11 +269,12 @@ impl Client {
     fn go_away(&mut self, now_ns: u64, cx: &mut Context, goaway: &session::GoAway) {
         let min = u64::from(goaway.reconnect_after_ms_min) * NS_PER_MS;
         let max = (u64::from(goaway.reconnect_after_ms_max) * NS_PER_MS).max(min);
-        self.leave = Some((now_ns + cx.random.u64(min..=max), now_ns + max));
+        let busy = self.busy();
+        busy.leave = Some((now_ns + cx.random.u64(min..=max), now_ns + max));
         // A name would need a resolver on the data path; only addresses are followed.
         let authority = goaway.reconnect_to.trim_start_matches("ws://");
         let authority = authority.split('/').next().unwrap_or_default();
-        self.elsewhere = authority.parse().ok();
+        busy.elsewhere = authority.parse().ok();
     }
 
     /// The connection is over, by the peer or the network.
@@ -280,8 +290,8 @@ impl Client {
     fn abandon(&mut self, now_ns: u64, cx: &mut Context, farewell: Vec<u8>) {
         let was = self.stage;
         // After GOAWAY it does not matter who closes first.
-        let leave = self.leave.take().filter(|_| was == Stage::Ready);
-        self.wish = Some(Wish::Close { farewell });
+        let leave = self.busy().leave.take().filter(|_| was == Stage::Ready);
+        self.busy().wish = Some(Wish::Close { farewell });
         self.forget_connection(cx);
         match was {
             Stage::LoggingOut => {
@@ -307,16 +317,18 @@ impl Client {
     fn forget_connection(&mut self, cx: &mut Context) {
         self.wire = Wire::Closed;
         self.output = Vec::new();
-        for pending in self.pending.drain(..) {
-            if matches!(pending.what, Request::Pull { .. }) {
-                cx.pulls_outstanding -= 1;
-                cx.log.unasked.push(self.user);
+        if let Some(busy) = &mut self.busy {
+            for pending in std::mem::take(&mut busy.pending) {
+                if matches!(pending.what, Request::Pull { .. }) {
+                    cx.pulls_outstanding -= 1;
+                    cx.log.unasked.push(self.user);
+                }
             }
+            busy.outbox.connection_ended();
         }
-        self.outbox.connection_ended();
         self.conversations.iter_mut().for_each(super::Conversation::connection_ended);
-        self.heartbeat_due_ns = u64::MAX;
-        self.heartbeat_sent_ns = 0;
+        self.due_ns = u64::MAX;
+        self.mark_ns = if self.was_ready { 0 } else { self.mark_ns };
     }
 
     /// Decides whether and when to connect again: full jitter over a doubling span, at least the
@@ -335,21 +347,21 @@ impl Client {
         }
         let doubled = settings.reconnect_base_ns << self.failures.min(16);
         let span = doubled.min(settings.reconnect_cap_ns).max(1);
-        let wait = cx.random.u64(0..span) + self.retry_after_ns;
+        let retry_after_ns = std::mem::take(&mut self.busy().retry_after_ns);
+        let wait = cx.random.u64(0..span) + retry_after_ns;
         self.end_reason = None;
-        self.retry_after_ns = 0;
         self.connect_later(now_ns, wait);
     }
 
     fn connect_later(&mut self, now_ns: u64, wait_ns: u64) {
         self.enter(Stage::Waiting, now_ns);
-        self.until_ns = now_ns + wait_ns;
+        self.due_ns = now_ns + wait_ns;
     }
 
     /// Ends the session in good order. Messages still unanswered are counted and forgotten.
     pub fn finish(&mut self, now_ns: u64, cx: &mut Context) {
-        cx.record.counters.add_many(Counter::Unanswered, self.outbox.len() as u64);
-        self.outbox = super::Outbox::default();
+        cx.record.counters.add_many(Counter::Unanswered, self.outstanding() as u64);
+        self.busy().outbox = super::Outbox::default();
         match self.stage {
             Stage::Ready => {
                 self.write(cx, command::LOGOUT, Flags::NONE, &[]);
@@ -358,7 +370,7 @@ impl Client {
             Stage::Waiting => self.enter(Stage::Done, now_ns),
             Stage::LoggingOut | Stage::Done => {}
             Stage::Connecting | Stage::Upgrading | Stage::LoggingIn => {
-                self.wish = Some(Wish::Close { farewell: Vec::new() });
+                self.busy().wish = Some(Wish::Close { farewell: Vec::new() });
                 self.forget_connection(cx);
                 self.enter(Stage::Done, now_ns);
             }
@@ -368,16 +380,20 @@ impl Client {
     /// When a silent server is given up. Without heartbeats nothing is owed to us.
     pub(super) fn idle_due_ns(&self, cx: &Context) -> u64 {
         if cx.settings.heartbeats {
-            self.last_received_ns.saturating_add(self.idle_timeout_ns)
+            self.last_received_ns + u64::from(self.idle_timeout_ms) * NS_PER_MS
         } else {
             u64::MAX
         }
     }
 
+    fn heartbeat_interval_ns(&self) -> u64 {
+        u64::from(self.heartbeat_interval_ms) * NS_PER_MS
+    }
+
     pub(super) fn tick_session(&mut self, now_ns: u64, cx: &mut Context) {
         let overdue = now_ns >= self.stage_since_ns + cx.settings.stage_timeout_ns;
         match self.stage {
-            Stage::Waiting if now_ns >= self.until_ns => self.connect(now_ns, cx),
+            Stage::Waiting if now_ns >= self.due_ns => self.connect(now_ns, cx),
             Stage::Connecting if overdue => {
                 self.connected(now_ns, cx, Err(io::ErrorKind::TimedOut.into()));
             }
@@ -385,7 +401,7 @@ impl Client {
                 cx.record.counters.add(Counter::UpgradeFailed);
                 self.abandon(now_ns, cx, Vec::new());
             }
-            Stage::LoggingIn if now_ns >= self.until_ns => {
+            Stage::LoggingIn if now_ns >= self.due_ns => {
                 // The deadline of the stage counts from the first LOGIN of this connection.
                 let since = self.stage_since_ns;
                 self.log_in(now_ns, cx);
@@ -405,21 +421,22 @@ impl Client {
             self.abandon(now_ns, cx, Vec::new());
             return;
         }
-        if let Some((at, window_end)) = self.leave
+        if let Some(busy) = &mut self.busy
+            && let Some((at, window_end)) = busy.leave
             && now_ns >= at
         {
-            if self.pending.is_empty() || now_ns >= window_end {
+            if busy.pending.is_empty() || now_ns >= window_end {
                 self.abandon(now_ns, cx, Vec::new());
                 return;
             }
             // Answers are on their way; look again shortly, within the window.
-            self.leave = Some(((now_ns + 50 * NS_PER_MS).min(window_end), window_end));
+            busy.leave = Some(((now_ns + 50 * NS_PER_MS).min(window_end), window_end));
         }
-        if now_ns >= self.heartbeat_due_ns {
-            self.heartbeat_due_ns = now_ns + self.heartbeat_interval_ns;
+        if now_ns >= self.due_ns {
+            self.due_ns = now_ns + self.heartbeat_interval_ns();
             if self.may_write() {
                 self.write(cx, command::HEARTBEAT, Flags::NONE, &[]);
-                self.heartbeat_sent_ns = now_ns;
+                self.mark_ns = now_ns;
             }
         }
     }
