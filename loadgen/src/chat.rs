@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    cli::ChatArguments,
+    cli::{ChatArguments, CrowdArguments},
     client::{Context, Endings, Settings},
     clock::Clock,
     control::{Control, Phase, Snapshot},
@@ -18,7 +18,8 @@ use crate::{
     log::{Log, Names},
     preflight,
     record::{Counter, Recorder},
-    report::{Findings, Report},
+    report::{Findings, Report, Times},
+    room::Board,
     scenario::{Population, Transport},
     target::Target,
     verify::{Verdict, Verifier},
@@ -27,10 +28,10 @@ use crate::{
 /// What a thread comes back with.
 pub type Records = (Recorder, Endings, Vec<String>);
 
-/// A ramp may take this much longer than its rate says.
-const RAMP_SLACK: Duration = Duration::from_secs(45);
-/// Ending the sessions may take so long.
-const LEAVE_MAX: Duration = Duration::from_secs(60);
+/// A ramp may be slower than asked for, but somebody must come within this time.
+const RAMP_PATIENCE_NS: u64 = 45_000_000_000;
+/// Ending the sessions may take this much longer than the ramp's rate says.
+const LEAVE_SLACK: Duration = Duration::from_secs(60);
 /// The verifier's pulls may take so long.
 const REPAIR_MAX: Duration = Duration::from_secs(30);
 /// Everything has arrived when nothing is missing at so many looks in a row; a look is 50 ms and
@@ -49,12 +50,15 @@ pub fn run(arguments: &ChatArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
     let mut settings = settings(&target, &population, arguments.duration + arguments.hold)?;
     settings.message_bytes = arguments.message_bytes;
     settings.expect_faults = arguments.expect_faults;
+    let (from, to) = arguments.churn_away;
+    settings.away_ns = (from.as_nanos() as u64, to.as_nanos() as u64);
     if population.groups > 0 {
         groups::create(&target.http_base()?, target.api_token()?, &population)?;
     }
 
     let clock = Clock::start();
     let names = Names::default();
+    let board = Arc::new(Board::default());
     let threads = arguments.crowd.threads;
     let part = 1.0 / f64::from(threads);
     let share = Share {
@@ -63,6 +67,8 @@ pub fn run(arguments: &ChatArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
         ramp_per_second: arguments.crowd.ramp_rate * part,
         single_per_second: arguments.single_rate * part,
         group_per_second: if population.groups > 0 { arguments.group_rate * part } else { 0.0 },
+        room_per_second: if population.room_size > 0 { arguments.room_rate } else { 0.0 },
+        churn_per_second: arguments.churn_per_minute / 60.0 * f64::from(population.users) * part,
         load_ns: arguments.duration.as_nanos() as u64,
         connections_per_source: 0,
     };
@@ -72,12 +78,12 @@ pub fn run(arguments: &ChatArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
         aborted,
         settings,
         population.clone(),
-        &names,
+        (&names, &board),
         share,
         arguments.crowd.seed,
     )?;
 
-    ramp(&mut crew, population.users, arguments.crowd.ramp_rate)?;
+    let ramp_time = ramp(&mut crew, population.users, population.room_size)?;
     crew.control.enter(Phase::Hold);
     crew.watch(arguments.hold, |_| Wait::More)?;
 
@@ -103,17 +109,24 @@ pub fn run(arguments: &ChatArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
     let settle = arguments.settle.unwrap_or(Duration::from_secs(settle_default));
     wait_until_quiet(&mut crew, settle, |snapshot| {
         let counters = &snapshot.counters;
-        snapshot.outstanding == 0
-            && snapshot.pulls == 0
-            && counters.get(Counter::Received) >= counters.get(Counter::Expected)
+        // Everybody is back, or gave up, and everything has arrived.
+        let settled = snapshot.ready + snapshot.done >= u64::from(population.users);
+        let is_quiet = snapshot.outstanding == 0 && snapshot.pulls == 0 && snapshot.room_owed == 0;
+        settled && is_quiet && counters.get(Counter::Received) >= counters.get(Counter::Expected)
     })?;
 
     let mut log = crew.collect()?;
-    repair(&mut crew, &population, &names, &mut log)?;
-    let verdict = Verifier::new(&population, &names, &log).verdict();
-    let records = crew.leave(LEAVE_MAX)?;
+    repair(&mut crew, &population, &names, &board, &mut log)?;
+    let verdict = Verifier::new(&population, &names, &board, &log).verdict();
+    let records = crew.leave(leave_max(&arguments.crowd))?;
     let configuration = configuration(arguments, &population);
-    Ok(conclude(arguments, configuration, &records, &verdict, load_seconds, cpu_seconds))
+    let times = Times {
+        ramp_sessions: population.users,
+        ramp_seconds: ramp_time.as_secs_f64(),
+        load_seconds,
+        cpu_seconds,
+    };
+    Ok(conclude(arguments, configuration, &records, &verdict, times))
 }
 
 fn population(arguments: &ChatArguments) -> Result<Population, RunError> {
@@ -129,6 +142,12 @@ fn population(arguments: &ChatArguments) -> Result<Population, RunError> {
     }
     if users < 2 || users < arguments.crowd.threads {
         return bad("--connections must be at least 2, and at least --threads");
+    }
+    if !(0.0..=60.0).contains(&arguments.churn_per_minute) || arguments.room_rate < 0.0 {
+        return bad("--churn-per-minute must be between 0 and 60, --room-rate not below 0");
+    }
+    if arguments.room_size == 1 || arguments.room_size > users {
+        return bad("--room-size must be 0, or from 2 to --connections");
     }
     let wants_groups = arguments.group_rate > 0.0;
     if wants_groups && (size < 2 || users < size || size < arguments.crowd.threads) {
@@ -147,6 +166,7 @@ fn population(arguments: &ChatArguments) -> Result<Population, RunError> {
         user_prefix: arguments.crowd.user_prefix.clone(),
         groups,
         group_size: size,
+        room_size: arguments.room_size,
         run: run_number(),
     })
 }
@@ -201,11 +221,12 @@ pub fn start_crew(
     aborted: &Arc<AtomicBool>,
     settings: Settings,
     population: Arc<Population>,
-    names: &Names,
+    (names, board): (&Names, &Arc<Board>),
     share: Share,
     seed: u64,
 ) -> Result<Crew<Records>, RunError> {
     let threads = share.threads;
+    preflight::memory(population.users)?;
     let options = preflight::driver_options(population.users.div_ceil(threads), threads)?;
     let websockets = population.websockets();
     let targets: Vec<_> =
@@ -219,11 +240,12 @@ pub fn start_crew(
     Crew::start(clock, control.clone(), aborted.clone(), quiet, |thread| {
         let share = Share { thread, connections_per_source, ..share.clone() };
         let (settings, population) = (settings.clone(), population.clone());
-        let (names, control, options) = (names.clone(), control.clone(), options.clone());
+        let (names, board) = (names.clone(), board.clone());
+        let (control, options) = (control.clone(), options.clone());
         let seed = seed ^ (u64::from(thread) << 56) ^ u64::from(population.run);
         move || {
             let unix_ms = clock.unix_ms_at_start();
-            let cx = Context::new(settings, population, names, seed, unix_ms);
+            let cx = Context::new(settings, population, names, board, seed, unix_ms);
             let mut fleet = ChatFleet::new(control, share, cx, clock.now_ns());
             let stations = fleet.stations();
             driver::run(clock, options, stations, &mut fleet)
@@ -233,32 +255,49 @@ pub fn start_crew(
     })
 }
 
-/// Waits until every user is logged in.
+/// Waits until every user is logged in and every member is in the room. Answers how long that took.
 ///
 /// # Errors
-/// Not all of them came in time.
-pub fn ramp(crew: &mut Crew<Records>, users: u32, ramp_rate: f64) -> Result<(), RunError> {
-    let at_most = Duration::from_secs_f64(f64::from(users) / ramp_rate) + RAMP_SLACK;
+/// Users gave up, or nobody came for [`RAMP_PATIENCE_NS`].
+pub fn ramp(crew: &mut Crew<Records>, users: u32, seats: u32) -> Result<Duration, RunError> {
+    let clock = crew.clock;
+    let start_ns = clock.now_ns();
     let mut last = Snapshot::default();
-    let up = crew.watch(at_most, |snapshot| {
+    let mut progress_ns = start_ns;
+    crew.watch(Duration::MAX, |snapshot| {
+        let now_ns = clock.now_ns();
+        if (snapshot.ready, snapshot.seats) != (last.ready, last.seats) {
+            progress_ns = now_ns;
+        }
         last = snapshot.clone();
-        let settled = snapshot.ready + snapshot.done >= u64::from(users);
-        if settled { Wait::Enough } else { Wait::More }
+        let settled = last.ready + last.done >= u64::from(users) && last.seats >= u64::from(seats);
+        let is_stuck = now_ns - progress_ns > RAMP_PATIENCE_NS;
+        if settled || is_stuck { Wait::Enough } else { Wait::More }
     })?;
-    if up && last.ready == u64::from(users) {
-        return Ok(());
+    if last.ready == u64::from(users) && last.seats >= u64::from(seats) {
+        return Ok(Duration::from_nanos(clock.now_ns() - start_ns));
     }
     let refusals: Vec<String> =
         last.counters.codes().map(|(label, count)| format!("{label} {count}")).collect();
+    let room = if seats > 0 {
+        format!(", {} of {seats} members are in the room", last.seats)
+    } else {
+        String::new()
+    };
     Err(RunError::aborted(format!(
-        "only {} of {users} users are logged in; {} connects and {} upgrades failed; refusals: [{}]; \
-         errors: [{}]",
+        "only {} of {users} users are logged in{room}; {} connects and {} upgrades failed; \
+         refusals: [{}]; errors: [{}]",
         last.ready,
         last.counters.get(Counter::ConnectFailed),
         last.counters.get(Counter::UpgradeFailed),
         refusals.join(", "),
         last.errors.join("; ")
     )))
+}
+
+/// How long the sessions may take to end, at the rate at which they came.
+pub fn leave_max(crowd: &CrowdArguments) -> Duration {
+    Duration::from_secs_f64(f64::from(crowd.connections) / crowd.ramp_rate) + LEAVE_SLACK
 }
 
 fn wait_until_quiet(
@@ -278,11 +317,12 @@ fn repair(
     crew: &mut Crew<Records>,
     population: &Population,
     names: &Names,
+    board: &Board,
     log: &mut Log,
 ) -> Result<(), RunError> {
     // Pulls that failed during the load say nothing about those that follow.
     log.unasked.clear();
-    let repairs = Verifier::new(population, names, log).repairs();
+    let repairs = Verifier::new(population, names, board, log).repairs();
     if repairs.is_empty() {
         return Ok(());
     }
@@ -308,6 +348,9 @@ fn configuration(arguments: &ChatArguments, population: &Population) -> serde_js
         "group_per_second": arguments.group_rate,
         "groups": population.groups,
         "group_size": population.group_size,
+        "room_size": population.room_size,
+        "room_per_second": arguments.room_rate,
+        "churn_per_minute": arguments.churn_per_minute,
         "duration_seconds": arguments.duration.as_secs_f64(),
         "hold_seconds": arguments.hold.as_secs_f64(),
         "message_bytes": arguments.message_bytes,
@@ -321,6 +364,9 @@ const MUST_BE_ZERO: &[(Counter, &str)] = &[
     (Counter::Failed, "sends were given up"),
     (Counter::Unanswered, "sends were never answered"),
     (Counter::OutboxFull, "sends were shed by the client"),
+    (Counter::RoomUnsent, "room messages could not be published"),
+    (Counter::RoomRefused, "room messages were refused"),
+    (Counter::SetupsCut, "connections ended before their session was up"),
     (Counter::ConnectionsLost, "sessions ended that should not have"),
     (Counter::GaveUp, "users did not come back"),
 ];
@@ -334,8 +380,7 @@ fn conclude(
     configuration: serde_json::Value,
     records: &[Records],
     verdict: &Verdict,
-    load_seconds: f64,
-    cpu_seconds: f64,
+    times: Times,
 ) -> Report {
     let (record, endings, errors) = merge(records);
     let mut failures = Vec::new();
@@ -356,8 +401,7 @@ fn conclude(
         verdict: Some(verdict),
         endings: &endings,
         errors,
-        load_seconds,
-        cpu_seconds,
+        times,
         must_be_zero,
         failures,
         thresholds: &arguments.result.threshold,

@@ -93,7 +93,7 @@ pub struct CrowdArguments {
     /// Connections opened per second.
     #[arg(long, value_name = "PER_SECOND", default_value_t = 3000.0)]
     pub ramp_rate: f64,
-    /// Generator threads, each with a ring of its own.
+    /// Generator threads, each with as many rings as its connections need.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub threads: u32,
     /// User ids are this, a hyphen and a number. Two generators at once need different ones.
@@ -112,8 +112,9 @@ pub struct ResultArguments {
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// A condition for success, repeatable: `delivery_p99.9<500ms`, `ack_max<=2s`, `pulled=0`,
-    /// `connections_lost=0`. Latencies: connect, upgrade, login, heartbeat, ack, ack_single,
-    /// ack_group, delivery, delivery_single, delivery_group, service, late, echo. Counts: every
+    /// `connections_lost=0`. Latencies: connect, upgrade, login, arrival, return, heartbeat, ack,
+    /// ack_single, ack_group, ack_room, delivery (single and group), delivery_single,
+    /// delivery_group, delivery_offline, delivery_room, join, service, late, echo. Counts: every
     /// counter of the JSON summary.
     #[arg(long, value_name = "CONDITION")]
     pub threshold: Vec<Threshold>,
@@ -144,6 +145,21 @@ pub struct ChatArguments {
     /// users (a user is in one group at most).
     #[arg(long, value_name = "N", help_heading = "Load")]
     pub groups: Option<u32>,
+    /// Members of a live room, the first users; 0: no room. Every one of them joins after every
+    /// login. One of them, who never goes away, publishes.
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Load")]
+    pub room_size: u32,
+    /// Messages to the room per second, each to all other members.
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 1.0, help_heading = "Load")]
+    pub room_rate: f64,
+    /// Share of the users that end their session by themselves in a minute and come back (0.01 is
+    /// 1 %; at most 60, everybody every second): a third by LOGOUT, a third by a WebSocket close frame, a third without a word. What is sent
+    /// to them meanwhile must reach them afterwards; its latency is `delivery_offline`.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, help_heading = "Load")]
+    pub churn_per_minute: f64,
+    /// How long they stay away.
+    #[arg(long, value_name = "FROM..TO", default_value = "500ms..5s", value_parser = parse_span, help_heading = "Load")]
+    pub churn_away: (Duration, Duration),
     /// Length of the schedule.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration, help_heading = "Load")]
     pub duration: Duration,
@@ -223,7 +239,7 @@ pub struct EchoArguments {
     /// Connections opened per second.
     #[arg(long, value_name = "PER_SECOND", default_value_t = 3000.0)]
     pub ramp_rate: f64,
-    /// Generator threads, each with a ring of its own.
+    /// Generator threads, each with as many rings as its connections need.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub threads: u32,
     /// Seed of the masking keys.

@@ -60,6 +60,12 @@ pub struct Snapshot {
     pub done: u64,
     /// Messages not yet acknowledged.
     pub outstanding: u64,
+    /// Users that went by themselves and have not come back yet, without those connecting.
+    pub away: u64,
+    /// Members that have joined the room.
+    pub seats: u64,
+    /// While settling: room messages that members still wait for.
+    pub room_owed: u64,
     /// PULL_MESSAGES on their way, or still to be written.
     pub pulls: u64,
     /// Records held.
@@ -197,6 +203,9 @@ impl Control {
             sum.ready += one.ready;
             sum.done += one.done;
             sum.outstanding += one.outstanding;
+            sum.away += one.away;
+            sum.seats += one.seats;
+            sum.room_owed += one.room_owed;
             sum.pulls += one.pulls;
             sum.records += one.records;
             for error in one.errors {

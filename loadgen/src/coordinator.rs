@@ -83,7 +83,8 @@ impl<T: Send + 'static> Crew<T> {
         at_most: Duration,
         mut look: impl FnMut(&Snapshot) -> Wait,
     ) -> Result<bool, RunError> {
-        let until_ns = self.clock.now_ns().saturating_add(at_most.as_nanos() as u64);
+        let at_most_ns = u64::try_from(at_most.as_nanos()).unwrap_or(u64::MAX);
+        let until_ns = self.clock.now_ns().saturating_add(at_most_ns);
         loop {
             if self.aborted.load(Ordering::Relaxed) {
                 return Err(RunError::aborted("interrupted"));

@@ -24,7 +24,7 @@ use crate::{
     pacer::Pacer,
     preflight,
     record::{Counter, Metric, Recorder},
-    report::{Findings, Report},
+    report::{Findings, Report, Times},
     target::websocket_endpoint,
 };
 
@@ -269,9 +269,8 @@ impl EchoFleet {
             ready: count(|stage| matches!(stage, Stage::Open(_))),
             done: count(|stage| matches!(stage, Stage::Ended)),
             outstanding: self.stations.iter().map(|one| one.in_flight.len() as u64).sum(),
-            pulls: 0,
-            records: 0,
             errors: self.errors.clone(),
+            ..Snapshot::default()
         };
         let slot = &self.control.slots[self.plan.thread as usize];
         slot.publish(snapshot, |recent| self.record.take_recent(recent));
@@ -427,6 +426,7 @@ pub fn run(arguments: &EchoArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
         return Err(RunError::bad_arguments("--connections must be at least --threads"));
     }
     preflight::reach("the echo server", endpoint.address)?;
+    preflight::memory(connections)?;
     let options = preflight::driver_options(connections.div_ceil(threads), threads)?;
     let connections_per_source =
         preflight::sources(&[(endpoint.address, connections)], connections)?;
@@ -460,13 +460,19 @@ pub fn run(arguments: &EchoArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
             }
         })?;
 
-    chat::ramp(&mut crew, connections, arguments.ramp_rate)?;
+    let ramp_time = chat::ramp(&mut crew, connections, 0)?;
     let cpu_before = cpu::seconds();
     let start_ns = clock.now_ns() + LOAD_LEAD_NS;
     crew.control.start_load(start_ns);
     crew.watch(Duration::from_nanos(LOAD_LEAD_NS) + arguments.duration, |_| Wait::More)?;
     let load_seconds = (clock.now_ns() - start_ns) as f64 / 1e9;
     let cpu_seconds = cpu::seconds() - cpu_before;
+    let times = Times {
+        ramp_sessions: connections,
+        ramp_seconds: ramp_time.as_secs_f64(),
+        load_seconds,
+        cpu_seconds,
+    };
     crew.control.enter(Phase::Settle);
     crew.watch(Duration::from_millis(300), |_| Wait::More)?;
     crew.watch(
@@ -497,8 +503,7 @@ pub fn run(arguments: &EchoArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
         verdict: None,
         endings: &endings,
         errors,
-        load_seconds,
-        cpu_seconds,
+        times,
         must_be_zero: &[
             (Counter::EchoesWrong, "echoes differed from what was sent"),
             (Counter::Unanswered, "echoes never came"),

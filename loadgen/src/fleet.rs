@@ -5,13 +5,14 @@
 use std::{collections::VecDeque, io, sync::Arc};
 
 use crate::{
-    client::{Client, Context, NS_PER_MS, Standing, Wish},
+    client::{Client, Context, Manner, NS_PER_MS, Standing, Wish},
     control::{Control, Phase, Slot, Snapshot},
     driver::{Action, Fleet},
     log::Log,
     pacer::Pacer,
     preflight,
-    record::{Metric, Recorder},
+    record::{Counter, Metric, Recorder},
+    room::PUBLISHER,
     scenario::Target,
     timers::{SLOT_NS, Timers},
 };
@@ -29,6 +30,10 @@ pub struct Share {
     pub single_per_second: f64,
     /// Group messages per second, by this thread.
     pub group_per_second: f64,
+    /// Room messages per second. One thread publishes all of them: the one of the publisher.
+    pub room_per_second: f64,
+    /// Users of this thread that go for a while, per second.
+    pub churn_per_second: f64,
     /// Length of the schedule.
     pub load_ns: u64,
     /// Connections from one source address; 0: let the kernel choose the source.
@@ -37,15 +42,44 @@ pub struct Share {
 
 /// Connections that may be in the making at once: a ramp faster than the server waits.
 const CONNECTING_MAX: usize = 1024;
+/// Random users looked at for one that fits.
+const CHOICES_MAX: u32 = 1000;
 /// Pulls of the verifier that may be on their way at once.
 const REPAIRS_IN_FLIGHT_MAX: u64 = 256;
 /// How often the thread publishes its state.
 const PUBLISH_NS: u64 = 100 * NS_PER_MS;
 
+/// The schedules of the load.
+struct Load {
+    single: Pacer,
+    group: Pacer,
+    room: Pacer,
+    churn: Pacer,
+}
+
+impl Load {
+    fn new(share: &Share, start_ns: u64) -> Self {
+        let phase = f64::from(share.thread) / f64::from(share.threads);
+        let pacer = |rate| Pacer::new(rate, start_ns, share.load_ns, phase);
+        let publishes = share.thread == PUBLISHER % share.threads;
+        Self {
+            single: pacer(share.single_per_second),
+            group: pacer(share.group_per_second),
+            room: pacer(if publishes { share.room_per_second } else { 0.0 }),
+            churn: pacer(share.churn_per_second),
+        }
+    }
+
+    fn next_ns(&self) -> u64 {
+        let all = [&self.single, &self.group, &self.room, &self.churn];
+        all.into_iter().filter_map(Pacer::next_ns).min().unwrap_or(u64::MAX)
+    }
+}
+
 /// How many users stand where, kept up at every change: with a million users nobody counts them
 /// ten times a second.
 struct Tally {
-    counts: [usize; 5],
+    counts: [usize; 6],
     outstanding: u64,
     /// What each user was counted as.
     counted: Vec<(Standing, u16)>,
@@ -53,7 +87,7 @@ struct Tally {
 
 impl Tally {
     fn new(users: usize) -> Self {
-        let mut counts = [0; 5];
+        let mut counts = [0; 6];
         counts[Standing::Waiting as usize] = users;
         Self { counts, outstanding: 0, counted: vec![(Standing::Waiting, 0); users] }
     }
@@ -86,7 +120,7 @@ pub struct ChatFleet {
     ramp_next: u32,
     tally: Tally,
     /// The schedules, once the load has begun.
-    load: Option<(Pacer, Pacer)>,
+    load: Option<Load>,
     leaving: Option<(Pacer, u32)>,
     publish_due_ns: u64,
     now_ns: u64,
@@ -180,29 +214,56 @@ impl ChatFleet {
     }
 
     fn advance_load(&mut self, now_ns: u64) {
-        let share = &self.share;
         let start_ns = self.control.load_start_ns();
-        let phase = f64::from(share.thread) / f64::from(share.threads);
-        let (mut single, mut group) = self.load.take().unwrap_or_else(|| {
-            let pacer = |rate| Pacer::new(rate, start_ns, share.load_ns, phase);
-            (pacer(share.single_per_second), pacer(share.group_per_second))
-        });
-        while let Some(intended_ns) = single.take_due(now_ns) {
-            let index = self.cx.random.u32(0..self.clients.len() as u32);
+        let mut load = self.load.take().unwrap_or_else(|| Load::new(&self.share, start_ns));
+        while load.churn.take_due(now_ns).is_some() {
+            if let Some(index) = self.choose(Client::may_step_away) {
+                let manner = Manner::ALL[self.cx.random.usize(0..Manner::ALL.len())];
+                self.clients[index as usize].step_away(now_ns, &mut self.cx, manner);
+                self.settle(index);
+            }
+        }
+        while let Some(intended_ns) = load.room.take_due(now_ns) {
+            let index = PUBLISHER / self.share.threads;
+            self.cx.record.record(Metric::Late, now_ns.saturating_sub(intended_ns));
+            self.clients[index as usize].publish(now_ns, &mut self.cx, intended_ns);
+            self.settle(index);
+        }
+        while let Some(intended_ns) = load.single.take_due(now_ns) {
+            // Who is away by itself does not send.
+            let Some(index) = self.choose(|client| !client.is_away()) else { continue };
             let user = self.clients[index as usize].user();
             let contact = self.cx.population.contact(user, self.cx.random.u32(..));
             self.dispatch(index, Target::user(contact), intended_ns);
         }
-        while let Some(intended_ns) = group.take_due(now_ns) {
+        while let Some(intended_ns) = load.group.take_due(now_ns) {
             let grouped = self.cx.population.groups * self.cx.population.group_size;
             let here = grouped.saturating_sub(self.share.thread).div_ceil(self.share.threads);
-            let index = self.cx.random.u32(0..here.max(1));
+            let is_here = |client: &Client| !client.is_away();
+            let Some(index) = self.choose_below(here.max(1), is_here) else { continue };
             let user = self.clients[index as usize].user();
             if let Some(group) = self.cx.population.group_of(user) {
                 self.dispatch(index, Target::group(group), intended_ns);
             }
         }
-        self.load = Some((single, group));
+        self.load = Some(load);
+    }
+
+    /// A random user of this thread of whom `fits` is true.
+    fn choose(&mut self, fits: impl Fn(&Client) -> bool) -> Option<u32> {
+        self.choose_below(self.clients.len() as u32, fits)
+    }
+
+    /// The same among the first `count`. Counts a miss when they are hardly to be found.
+    fn choose_below(&mut self, count: u32, fits: impl Fn(&Client) -> bool) -> Option<u32> {
+        for _ in 0..CHOICES_MAX {
+            let index = self.cx.random.u32(0..count);
+            if fits(&self.clients[index as usize]) {
+                return Some(index);
+            }
+        }
+        self.cx.record.counters.add(Counter::NobodyThere);
+        None
     }
 
     fn dispatch(&mut self, index: u32, target: Target, intended_ns: u64) {
@@ -242,6 +303,20 @@ impl ChatFleet {
         }
     }
 
+    /// The members of the room: a thread has its part of the first users, as its first ones.
+    fn members(&self) -> impl Iterator<Item = &Client> {
+        let population = &self.cx.population;
+        self.clients.iter().take_while(|client| population.is_room_member(client.user()))
+    }
+
+    /// Room messages that members still wait for.
+    fn room_owed(&self) -> u64 {
+        let board = &self.cx.board;
+        let written = board.written();
+        let owed = self.members().filter_map(|client| client.owed_by_room(written));
+        owed.map(|gap| u64::from(board.certain_in(gap.from, gap.to))).sum()
+    }
+
     fn publish(&mut self, now_ns: u64) {
         self.publish_due_ns = now_ns + PUBLISH_NS;
         let snapshot = Snapshot {
@@ -249,6 +324,9 @@ impl ChatFleet {
             ready: self.tally.of(Standing::Ready) as u64,
             done: self.tally.of(Standing::Done) as u64,
             outstanding: self.tally.outstanding,
+            away: self.tally.of(Standing::Away) as u64 + self.tally.of(Standing::Leaving) as u64,
+            seats: self.cx.seats,
+            room_owed: if self.control.phase() == Phase::Settle { self.room_owed() } else { 0 },
             pulls: self.cx.pulls_outstanding + self.slot().repairs_waiting(),
             records: self.cx.log.records() as u64,
             errors: self.cx.errors.clone(),
@@ -258,6 +336,8 @@ impl ChatFleet {
         if slot.is_log_wanted() {
             let mut log: Log = std::mem::take(&mut self.cx.log);
             log.unanswered.extend(self.clients.iter().flat_map(Client::unanswered));
+            let written = self.cx.board.written();
+            log.room_gaps.extend(self.members().filter_map(|one| one.owed_by_room(written)));
             let pulling = self.clients.iter().filter(|client| client.is_pulling());
             log.unasked.extend(pulling.map(Client::user));
             slot.give_log(log);
@@ -295,10 +375,8 @@ impl Fleet for ChatFleet {
 
     fn wake_ns(&self) -> u64 {
         let ramp = if self.control.phase() == Phase::Ramp { self.ramp.next_ns() } else { None };
-        let load = self.load.as_ref().map(|(single, group)| {
-            single.next_ns().unwrap_or(u64::MAX).min(group.next_ns().unwrap_or(u64::MAX))
-        });
-        let schedule = ramp.unwrap_or(u64::MAX).min(load.unwrap_or(u64::MAX));
+        let load = self.load.as_ref().map_or(u64::MAX, Load::next_ns);
+        let schedule = ramp.unwrap_or(u64::MAX).min(load);
         schedule.min(self.now_ns + SLOT_NS)
     }
 

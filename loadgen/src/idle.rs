@@ -17,11 +17,9 @@ use crate::{
     fleet::Share,
     log::Names,
     record::Counter,
-    report::{Findings, Report},
+    report::{Findings, Report, Times},
     scenario::Population,
 };
-
-const LEAVE_MAX: Duration = Duration::from_secs(60);
 
 /// Runs the scenario.
 ///
@@ -43,6 +41,7 @@ pub fn run(arguments: &IdleArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
         user_prefix: crowd.user_prefix.clone(),
         groups: 0,
         group_size: 0,
+        room_size: 0,
         run: chat::run_number(),
     });
     let mut settings = chat::settings(&target, &population, arguments.duration)?;
@@ -55,6 +54,8 @@ pub fn run(arguments: &IdleArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
         ramp_per_second: crowd.ramp_rate / f64::from(crowd.threads),
         single_per_second: 0.0,
         group_per_second: 0.0,
+        room_per_second: 0.0,
+        churn_per_second: 0.0,
         load_ns: 0,
         connections_per_source: 0,
     };
@@ -66,15 +67,15 @@ pub fn run(arguments: &IdleArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
         aborted,
         settings,
         population,
-        &names,
+        (&names, &Arc::default()),
         share,
         crowd.seed,
     )?;
-    if arguments.silent {
-        ramp_silent(&mut crew, users, crowd.ramp_rate)?;
+    let ramp_time = if arguments.silent {
+        ramp_silent(&mut crew, users, crowd.ramp_rate)?
     } else {
-        chat::ramp(&mut crew, users, crowd.ramp_rate)?;
-    }
+        chat::ramp(&mut crew, users, 0)?
+    };
     crew.control.enter(Phase::Hold);
     let cpu_before = cpu::seconds();
     let start_ns = clock.now_ns();
@@ -84,12 +85,19 @@ pub fn run(arguments: &IdleArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
     })?;
     let load_seconds = (clock.now_ns() - start_ns) as f64 / 1e9;
     let cpu_seconds = cpu::seconds() - cpu_before;
-    let records = crew.leave(LEAVE_MAX)?;
-    Ok(conclude(arguments, &records, load_seconds, cpu_seconds))
+    let times = Times {
+        ramp_sessions: users,
+        ramp_seconds: ramp_time.as_secs_f64(),
+        load_seconds,
+        cpu_seconds,
+    };
+    let records = crew.leave(chat::leave_max(crowd))?;
+    Ok(conclude(arguments, &records, times))
 }
 
 /// Silent users may be ended while others still arrive, so logins are counted and not sessions.
-fn ramp_silent(crew: &mut Crew<Records>, users: u32, ramp_rate: f64) -> Result<(), RunError> {
+fn ramp_silent(crew: &mut Crew<Records>, users: u32, ramp_rate: f64) -> Result<Duration, RunError> {
+    let start_ns = crew.clock.now_ns();
     let at_most = Duration::from_secs_f64(f64::from(users) / ramp_rate + 45.0);
     let mut logins = 0;
     let all = crew.watch(at_most, |snapshot| {
@@ -97,18 +105,13 @@ fn ramp_silent(crew: &mut Crew<Records>, users: u32, ramp_rate: f64) -> Result<(
         if logins >= u64::from(users) { Wait::Enough } else { Wait::More }
     })?;
     if all {
-        Ok(())
+        Ok(Duration::from_nanos(crew.clock.now_ns() - start_ns))
     } else {
         Err(RunError::aborted(format!("only {logins} of {users} users logged in")))
     }
 }
 
-fn conclude(
-    arguments: &IdleArguments,
-    records: &[Records],
-    load_seconds: f64,
-    cpu_seconds: f64,
-) -> Report {
+fn conclude(arguments: &IdleArguments, records: &[Records], times: Times) -> Report {
     let (record, endings, errors) = chat::merge(records);
     let mut failures = Vec::new();
     if let Some((from, to)) = arguments.closed_between {
@@ -133,6 +136,7 @@ fn conclude(
         &[
             (Counter::ProtocolErrors, "bytes that break the protocol"),
             (Counter::ConnectionsLost, "sessions ended that should not have"),
+            (Counter::SetupsCut, "connections ended before their session was up"),
         ]
     };
     Report::new(Findings {
@@ -149,8 +153,7 @@ fn conclude(
         verdict: None,
         endings: &endings,
         errors,
-        load_seconds,
-        cpu_seconds,
+        times,
         must_be_zero,
         failures,
         thresholds: &arguments.result.threshold,

@@ -12,6 +12,7 @@
 //! - [`fleet`]: the users of one thread; [`driver`]: one thread's loop over io_uring
 //! - [`scenario`]: who the users are and who talks to whom; [`pacer`]: when
 //! - [`client`]: one user, a good client of the protocol, without I/O
+//! - [`room`]: what all threads know of the live room
 //! - [`record`]: histograms and counters; [`log`]: what the clients note for the verifier
 //! - [`verify`]: the verdict on the messages; [`report`]: the result; [`threshold`]: conditions
 //! - [`preflight`], [`groups`]: what must be there before a run begins
@@ -36,6 +37,7 @@ pub mod pacer;
 pub mod preflight;
 pub mod record;
 pub mod report;
+pub mod room;
 pub mod scenario;
 pub mod target;
 pub mod threshold;

@@ -83,6 +83,18 @@ pub struct Unanswered {
     pub target: Target,
 }
 
+/// Room messages that a member did not get between two that it did, or at the end: numbers, both
+/// ends inclusive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoomGap {
+    /// The member.
+    pub user: u32,
+    /// The first missing number.
+    pub from: u32,
+    /// The last one.
+    pub to: u32,
+}
+
 /// What can be wrong with the messages of a run. Each fails the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(usize)]
@@ -104,6 +116,15 @@ pub enum FaultKind {
     WrongMessage,
     /// Delivered to somebody who is no recipient.
     Misdelivered,
+    /// A room message that a member who stayed connected did not get.
+    RoomLost,
+    /// A room message that came twice.
+    RoomDuplicated,
+    /// A room message that came after a later one.
+    RoomOutOfOrder,
+    /// A room message to somebody who is no member, of another room or sender, or with another
+    /// body.
+    RoomWrong,
 }
 
 impl FaultKind {
@@ -117,6 +138,10 @@ impl FaultKind {
         Self::SequenceReused,
         Self::WrongMessage,
         Self::Misdelivered,
+        Self::RoomLost,
+        Self::RoomDuplicated,
+        Self::RoomOutOfOrder,
+        Self::RoomWrong,
     ];
 
     /// The name in summaries and JSON.
@@ -130,6 +155,10 @@ impl FaultKind {
             Self::SequenceReused => "sequence_reused",
             Self::WrongMessage => "wrong_message",
             Self::Misdelivered => "misdelivered",
+            Self::RoomLost => "room_lost",
+            Self::RoomDuplicated => "room_duplicated",
+            Self::RoomOutOfOrder => "room_out_of_order",
+            Self::RoomWrong => "room_wrong",
         }
     }
 }
@@ -179,6 +208,9 @@ impl Faults {
     }
 }
 
+/// Gaps looked through for one late room message.
+const LATE_LOOKS_MAX: usize = 10_000;
+
 /// The records of one thread.
 #[derive(Debug, Default)]
 pub struct Log {
@@ -188,6 +220,8 @@ pub struct Log {
     pub receipts: Vec<Receipt>,
     /// Messages without an answer.
     pub unanswered: Vec<Unanswered>,
+    /// Room messages that members did not get.
+    pub room_gaps: Vec<RoomGap>,
     /// Users whom the verifier could not ask: offline, or their pull was refused or unanswered.
     /// May name a user several times.
     pub unasked: Vec<u32>,
@@ -198,7 +232,26 @@ pub struct Log {
 impl Log {
     /// Records held.
     pub fn records(&self) -> usize {
-        self.acks.len() + self.receipts.len() + self.unanswered.len()
+        self.acks.len() + self.receipts.len() + self.unanswered.len() + self.room_gaps.len()
+    }
+
+    /// A room message came after a later one: it is not missing any more.
+    pub fn arrived_late(&mut self, user: u32, number: u32) {
+        // Gaps are rare and late messages rarer; a flood of both is a failed run anyway.
+        let recent = self.room_gaps.iter().rev().take(LATE_LOOKS_MAX);
+        let mut found = recent
+            .enumerate()
+            .filter(|(_, gap)| gap.user == user && (gap.from..=gap.to).contains(&number));
+        let Some(at) = found.next().map(|(back, _)| self.room_gaps.len() - 1 - back) else {
+            return;
+        };
+        let RoomGap { user, from, to } = self.room_gaps.swap_remove(at);
+        if from < number {
+            self.room_gaps.push(RoomGap { user, from, to: number - 1 });
+        }
+        if number < to {
+            self.room_gaps.push(RoomGap { user, from: number + 1, to });
+        }
     }
 
     /// Adds another thread's records.
@@ -206,6 +259,7 @@ impl Log {
         self.acks.append(&mut other.acks);
         self.receipts.append(&mut other.receipts);
         self.unanswered.append(&mut other.unanswered);
+        self.room_gaps.append(&mut other.room_gaps);
         self.unasked.append(&mut other.unasked);
         self.faults.merge(&other.faults);
     }
@@ -255,7 +309,19 @@ impl Names {
 
 #[cfg(test)]
 mod tests {
-    use super::{Key, Names};
+    use super::{Key, Log, Names, RoomGap};
+
+    #[test]
+    fn a_late_room_message_is_taken_out_of_its_gap() {
+        let gap = |from, to| RoomGap { user: 1, from, to };
+        let mut log = Log { room_gaps: vec![gap(3, 6), gap(9, 9)], ..Log::default() };
+        log.arrived_late(1, 4);
+        log.arrived_late(1, 9);
+        log.arrived_late(2, 5);
+        log.arrived_late(1, 8);
+        log.room_gaps.sort_by_key(|gap| gap.from);
+        assert_eq!(log.room_gaps, [gap(3, 3), gap(5, 6)]);
+    }
 
     #[test]
     fn a_client_message_id_names_the_message_within_its_run_only() {

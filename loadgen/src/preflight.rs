@@ -14,31 +14,70 @@ use crate::exit::RunError;
 /// Connections from one loopback source address: below the usual 28,232 ephemeral ports, with
 /// room for those that are still closing.
 pub const CONNECTIONS_PER_SOURCE: u32 = 20_000;
+/// Entries of one descriptor table at most, where RLIMIT_NOFILE allows more.
+const TABLE_MAX: u64 = 1 << 20;
 /// Source addresses used at most: 127.0.0.1 to 127.0.0.250 of a loopback target.
 const SOURCES_MAX: u32 = 250;
 
-/// The driver of one thread with so many connections.
+/// What a connection costs on this machine, roughly: the generator's own state, and the kernel's
+/// socket. Measured with a million; see docs/measurements.
+const BYTES_PER_CONNECTION: u64 = 300 + 4_600;
+
+/// The driver of one thread with so many connections: as many rings as it takes, since the
+/// descriptor table of one holds no more than RLIMIT_NOFILE.
 ///
 /// # Errors
-/// The descriptor table of one ring cannot hold them.
+/// That many rings would be too many.
 pub fn driver_options(connections: u32, threads: u32) -> Result<Options, RunError> {
     // A returning user may hold two slots for a moment: the new one and the one being closed.
     let wanted = connections + connections / 16 + 64;
     let limit = millrace_uring::descriptor_limit().unwrap_or(u64::from(u32::MAX));
-    let sockets_max = u64::from(wanted).min(limit) as u32;
-    if sockets_max < connections + 16 {
+    let table = u64::from(wanted).min(limit).min(TABLE_MAX) as u32;
+    let rings = wanted.div_ceil(table.max(1));
+    let Ok(rings) = u8::try_from(rings) else {
         return Err(RunError::preflight(format!(
-            "{connections} connections a thread do not fit RLIMIT_NOFILE ({limit}), which bounds \
-             the descriptor table of a ring; use more than {threads} threads, or raise the limit"
+            "{connections} connections a thread need {rings} rings, since RLIMIT_NOFILE ({limit}) \
+             bounds the descriptor table of each, and a thread has at most {}; use more than \
+             --threads {threads}, or raise the limit: ulimit -n 1000000",
+            u8::MAX
         )));
-    }
+    };
     Ok(Options {
-        sockets_max,
+        rings,
+        sockets_max: table,
         accept_spare: 0,
         receive_buffers: 1024,
-        receive_buffer_bytes: 4096,
         ..Options::default()
     })
+}
+
+/// Whether the machine has the memory for so many connections.
+///
+/// # Errors
+/// It has not; the sentence says how much is missing.
+pub fn memory(connections: u32) -> Result<(), RunError> {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    enough_memory(connections, available_bytes(&text))
+}
+
+fn enough_memory(connections: u32, available: Option<u64>) -> Result<(), RunError> {
+    let needed = u64::from(connections) * BYTES_PER_CONNECTION;
+    match available {
+        Some(available) if available < needed => Err(RunError::preflight(format!(
+            "{connections} connections need about {:.1} GB of memory on this side, most of it the \
+             kernel's sockets, and {:.1} GB are available: free some, or use fewer --connections \
+             or several machines",
+            needed as f64 / 1e9,
+            available as f64 / 1e9
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn available_bytes(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
 }
 
 /// How many connections to take from one source address; 0: the kernel's choice will do.
@@ -54,7 +93,8 @@ pub fn sources(targets: &[(SocketAddr, u32)], connections: u32) -> Result<u32, R
         if !target.ip().is_loopback() || !target.is_ipv4() {
             return Err(RunError::preflight(format!(
                 "{wanted} connections to {target} need more than the {ports} ephemeral ports of \
-                 one source address; widen net.ipv4.ip_local_port_range or use several machines"
+                 one source address; widen them (sysctl -w \
+                 net.ipv4.ip_local_port_range=\"1024 65535\") or use several machines"
             )));
         }
     }
@@ -100,12 +140,27 @@ mod tests {
     use super::{driver_options, ephemeral_ports, sources};
 
     #[test]
-    fn too_many_connections_for_a_ring_are_refused_with_the_way_out() {
+    fn connections_beyond_one_descriptor_table_get_more_rings() {
         let limit = millrace_uring::descriptor_limit().expect("the limit can be read");
-        let Ok(above) = u32::try_from(limit) else { return };
-        let error = driver_options(above, 1).expect_err("no room");
-        assert!(error.to_string().contains("threads"), "{error}");
-        assert!(driver_options(100, 1).is_ok());
+        let one = driver_options(100, 1).expect("few");
+        assert_eq!(one.rings, 1);
+        // Three tables' worth, wherever the limit stands, as long as it is one that binds.
+        let Ok(three) = u32::try_from(limit.min(super::TABLE_MAX) * 3) else { return };
+        let options = driver_options(three, 1).expect("as many rings as it takes");
+        assert!(options.rings >= 3, "{options:?}");
+        let capacity = u64::from(options.rings) * u64::from(options.sockets_max);
+        assert!(capacity >= u64::from(three) + u64::from(three) / 16, "{options:?}");
+    }
+
+    #[test]
+    fn a_machine_without_the_memory_is_told_before_the_run() {
+        let meminfo = "MemTotal: 100 kB\nMemAvailable:    4096 kB\n";
+        let available = super::available_bytes(meminfo);
+        assert_eq!(available, Some(4096 * 1024));
+        assert!(super::enough_memory(500, available).is_ok());
+        let error = super::enough_memory(5_000, available).expect_err("24 MB are needed");
+        assert!(error.to_string().contains("memory"), "{error}");
+        assert!(super::enough_memory(5_000, None).is_ok(), "unknown is no reason to refuse");
     }
 
     #[test]

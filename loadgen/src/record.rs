@@ -38,6 +38,8 @@ table! {
         /// From the moment at which the ramp's schedule wanted the user to the user's first session:
         /// connect, upgrade, login, and whatever made them wait.
         Arrival = "arrival",
+        /// The same for a user who comes back: from the connect to the next session.
+        Return = "return",
         /// From HEARTBEAT to its reply.
         Heartbeat = "heartbeat",
         /// Single chat: from the intended moment to the SendReply.
@@ -48,6 +50,15 @@ table! {
         DeliverySingle = "delivery_single",
         /// Group chat: from the intended moment to the arrival at each recipient.
         DeliveryGroup = "delivery_group",
+        /// A message that was meant before the recipient's present session began: it waited for the
+        /// recipient to come back. In no other delivery latency.
+        DeliveryOffline = "delivery_offline",
+        /// From JOIN_ROOM to its reply.
+        Join = "join",
+        /// Room: from the intended moment to the RoomReply.
+        AckRoom = "ack_room",
+        /// Room: from the intended moment to the arrival at each member.
+        DeliveryRoom = "delivery_room",
         /// From the actual write of the last attempt to the SendReply: what a closed-loop tool
         /// would have reported.
         Service = "service",
@@ -74,6 +85,12 @@ table! {
         LoginsRefused = "logins_refused",
         /// Sessions that ended although we did not want them to.
         ConnectionsLost = "connections_lost",
+        /// Sessions that users ended by themselves, to come back.
+        Churned = "churned",
+        /// Moments of a schedule for which no fitting user was found: nearly all are away.
+        NobodyThere = "nobody_there",
+        /// Connections that ended before their session was up, without a reason given.
+        SetupsCut = "setups_cut",
         /// Logins after the first one of a user.
         Reconnects = "reconnects",
         /// Users that stopped trying to come back.
@@ -124,6 +141,18 @@ table! {
         Pulls = "pulls",
         /// Holes in a delivered conversation that lasted longer than the grace.
         HolesSeen = "holes_seen",
+        /// Members' joins, one for each session.
+        RoomJoins = "room_joins",
+        /// Room messages written.
+        RoomSent = "room_sent",
+        /// Room messages of the schedule for which the publisher had no session.
+        RoomUnsent = "room_unsent",
+        /// Room messages whose reply was good.
+        RoomAcked = "room_acked",
+        /// Room messages refused.
+        RoomRefused = "room_refused",
+        /// Arrivals of room messages at members.
+        RoomReceived = "room_received",
         /// Frames received.
         FramesIn = "frames_in",
         /// Frames written.
@@ -228,7 +257,10 @@ impl Recorder {
     pub fn record(&mut self, metric: Metric, ns: u64) {
         let us = (ns / 1000).max(1);
         self.histograms[metric as usize].saturating_record(us);
-        if matches!(metric, Metric::DeliverySingle | Metric::DeliveryGroup | Metric::Echo) {
+        if matches!(
+            metric,
+            Metric::DeliverySingle | Metric::DeliveryGroup | Metric::DeliveryRoom | Metric::Echo
+        ) {
             self.recent.saturating_record(us);
         }
     }

@@ -23,7 +23,7 @@ pub const SCHEMA_VERSION: u32 = 1;
 pub const LATE_P99_US_MAX: u64 = 50_000;
 
 /// One latency's distribution, in microseconds.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Percentiles {
     /// Values recorded.
     pub count: u64,
@@ -38,7 +38,12 @@ pub struct Percentiles {
     pub p99_9: u64,
     /// The largest.
     pub max: u64,
+    /// Points for a plot: quantile (0 to 1) and microseconds.
+    pub curve: [(f64, u64); CURVE.len()],
 }
+
+/// Quantiles of [`Percentiles::curve`].
+const CURVE: [f64; 12] = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9995, 0.9999, 1.0];
 
 impl Percentiles {
     fn of(histogram: &Histogram<u64>) -> Self {
@@ -49,6 +54,7 @@ impl Percentiles {
             p99: histogram.value_at_quantile(0.99),
             p99_9: histogram.value_at_quantile(0.999),
             max: histogram.max(),
+            curve: CURVE.map(|quantile| (quantile, histogram.value_at_quantile(quantile))),
         }
     }
 }
@@ -132,6 +138,10 @@ pub struct Report {
     pub failures: Vec<String>,
     /// What was asked for.
     pub configuration: serde_json::Value,
+    /// From the first connect until every session was up, seconds.
+    pub ramp_seconds: f64,
+    /// Sessions that came up per second of it.
+    pub ramp_per_second: f64,
     /// Length of the load as observed, seconds.
     pub load_seconds: f64,
     /// Per second of load: sent, acked, received.
@@ -156,6 +166,19 @@ pub struct Report {
     histograms: Vec<(&'static str, Histogram<u64>)>,
 }
 
+/// How long the parts of a run took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Times {
+    /// Sessions of the ramp.
+    pub ramp_sessions: u32,
+    /// From the first connect to the last of them.
+    pub ramp_seconds: f64,
+    /// Length of the load.
+    pub load_seconds: f64,
+    /// CPU time of this process during the load.
+    pub cpu_seconds: f64,
+}
+
 /// Everything a run has to say.
 pub struct Findings<'a> {
     /// The subcommand.
@@ -170,10 +193,8 @@ pub struct Findings<'a> {
     pub endings: &'a Endings,
     /// Different errors in words.
     pub errors: Vec<String>,
-    /// Length of the load.
-    pub load_seconds: f64,
-    /// CPU time during the load.
-    pub cpu_seconds: f64,
+    /// How long it took.
+    pub times: Times,
     /// Counters that must be 0, with the reason in words.
     pub must_be_zero: &'a [(Counter, &'static str)],
     /// Failures that only the scenario knows.
@@ -188,21 +209,20 @@ impl Report {
     /// Collects and judges.
     pub fn new(findings: Findings<'_>) -> Self {
         let record = findings.record;
+        let Times { ramp_sessions, ramp_seconds, load_seconds, cpu_seconds } = findings.times;
         let histograms = histograms(record);
         let late = record.of(Metric::Late);
         let late_p99_us = late.value_at_quantile(0.99);
         let generator = Generator {
             late_p99_us,
             late_max_us: late.max(),
-            cpu_seconds: findings.cpu_seconds,
-            cpu_percent: 100.0 * findings.cpu_seconds / findings.load_seconds.max(0.001),
+            cpu_seconds,
+            cpu_percent: 100.0 * cpu_seconds / load_seconds.max(0.001),
             saturated: late_p99_us > LATE_P99_US_MAX,
         };
         let counters =
             Counter::ALL.iter().map(|counter| (counter.label(), record.counters.get(*counter)));
-        let rate = |counter: Counter| {
-            record.counters.get(counter) as f64 / findings.load_seconds.max(0.001)
-        };
+        let rate = |counter: Counter| record.counters.get(counter) as f64 / load_seconds.max(0.001);
         let mut report = Self {
             schema_version: SCHEMA_VERSION,
             tool: "millrace-loadgen",
@@ -212,7 +232,9 @@ impl Report {
             exit_code: 0,
             failures: findings.failures,
             configuration: findings.configuration,
-            load_seconds: findings.load_seconds,
+            ramp_seconds,
+            ramp_per_second: f64::from(ramp_sessions) / ramp_seconds.max(0.001),
+            load_seconds,
             rates: [Counter::Sent, Counter::Acked, Counter::Received, Counter::Echoes]
                 .map(|counter| (counter.label(), rate(counter)))
                 .into(),
@@ -335,6 +357,32 @@ impl Report {
             count(Counter::ConnectionsLost),
             count(Counter::GaveUp)
         )?;
+        writeln!(
+            out,
+            "ramp         {:.1} s, {:.0} sessions a second",
+            self.ramp_seconds, self.ramp_per_second
+        )?;
+        if count(Counter::Churned) > 0 {
+            writeln!(
+                out,
+                "churn        {} went by themselves, {} came back",
+                count(Counter::Churned),
+                count(Counter::Reconnects)
+            )?;
+        }
+        if count(Counter::RoomJoins) > 0 {
+            writeln!(
+                out,
+                "room         {} joins, {} messages published ({} acknowledged, {} refused, {} \
+                 unsent), {} arrivals",
+                count(Counter::RoomJoins),
+                count(Counter::RoomSent),
+                count(Counter::RoomAcked),
+                count(Counter::RoomRefused),
+                count(Counter::RoomUnsent),
+                count(Counter::RoomReceived)
+            )?;
+        }
         if let Some(verification) = &self.verification {
             writeln!(
                 out,
@@ -444,7 +492,7 @@ fn endings(endings: &Endings) -> EndingsReport {
 
 #[cfg(test)]
 mod tests {
-    use super::{Findings, Report};
+    use super::{Findings, Report, Times};
     use crate::{
         client::Endings,
         exit::Exit,
@@ -467,8 +515,12 @@ mod tests {
             verdict: Some(verdict),
             endings: &Endings::default(),
             errors: Vec::new(),
-            load_seconds: 10.0,
-            cpu_seconds: 1.0,
+            times: Times {
+                ramp_sessions: 10,
+                ramp_seconds: 1.0,
+                load_seconds: 10.0,
+                cpu_seconds: 1.0,
+            },
             must_be_zero: &[(Counter::Failed, "sends were given up")],
             failures: Vec::new(),
             thresholds,

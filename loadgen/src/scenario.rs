@@ -60,6 +60,8 @@ pub struct Population {
     pub groups: u32,
     /// Members of each group.
     pub group_size: u32,
+    /// Members of the live room: the first so many users; 0: there is no room.
+    pub room_size: u32,
     /// Tells this run's messages and groups from those of earlier runs on the same store.
     pub run: u32,
 }
@@ -85,6 +87,23 @@ impl Population {
     /// The group id on the wire; other in every run.
     pub fn group_id(&self, group: u32) -> String {
         format!("{}-{:08x}-g{group}", self.user_prefix, self.run)
+    }
+
+    /// Whether a user is a member of the room.
+    pub fn is_room_member(&self, user: u32) -> bool {
+        user < self.room_size
+    }
+
+    /// The room's id on the wire; other in every run.
+    pub fn room_id(&self) -> String {
+        format!("{}-{:08x}-room", self.user_prefix, self.run)
+    }
+
+    /// Whether an id is the room's, without making it.
+    pub fn is_room(&self, room_id: &str) -> bool {
+        let rest = room_id.strip_prefix(self.user_prefix.as_str());
+        let run = rest.and_then(|rest| rest.strip_prefix('-')?.strip_suffix("-room"));
+        run.is_some_and(|run| run.len() == 8 && u32::from_str_radix(run, 16) == Ok(self.run))
     }
 
     /// The members of a group.
@@ -150,6 +169,7 @@ mod tests {
             user_prefix: "load".into(),
             groups: users / 20,
             group_size: 20,
+            room_size: 0,
             run: 7,
         }
     }
@@ -190,5 +210,7 @@ mod tests {
         assert_eq!(population.group_of(99), Some(4));
         assert_eq!(population.user_index(&population.user_id(42)), Some(42));
         assert_eq!(population.user_index("load-100"), None);
+        assert!(population.is_room(&population.room_id()));
+        assert!(!population.is_room("load-00000008-room") && !population.is_room("load-room"));
     }
 }

@@ -10,6 +10,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     log::{Ack, FaultKind, Faults, Key, Log, Names, Receipt},
+    room::Board,
     scenario::{Population, Target},
 };
 
@@ -55,6 +56,7 @@ pub struct Verdict {
 pub struct Verifier<'a> {
     population: &'a Population,
     names: &'a Names,
+    board: &'a Board,
     log: &'a Log,
     /// Acks by (conversation, sequence).
     acks: Vec<Ack>,
@@ -82,14 +84,19 @@ impl Place<'_> {
 
 impl<'a> Verifier<'a> {
     /// Sorts the records.
-    pub fn new(population: &'a Population, names: &'a Names, log: &'a Log) -> Self {
+    pub fn new(
+        population: &'a Population,
+        names: &'a Names,
+        board: &'a Board,
+        log: &'a Log,
+    ) -> Self {
         let mut acks = log.acks.clone();
         acks.sort_unstable_by_key(|ack| (ack.conversation, ack.sequence, ack.key));
         let mut receipts = log.receipts.clone();
         receipts
             .sort_unstable_by_key(|receipt| (receipt.conversation, receipt.sequence, receipt.user));
         let unasked = log.unasked.iter().copied().collect();
-        Self { population, names, log, acks, receipts, unasked }
+        Self { population, names, board, log, acks, receipts, unasked }
     }
 
     /// Calls `on_place` for every known sequence, in order.
@@ -183,6 +190,7 @@ impl<'a> Verifier<'a> {
                 });
             }
         });
+        self.check_room(&mut verdict.faults);
         // A message may have been noted as unanswered and be acknowledged later, or be noted twice.
         let acked: FxHashSet<Key> = self.acks.iter().map(|ack| ack.key).collect();
         let unanswered: FxHashSet<Key> =
@@ -190,6 +198,19 @@ impl<'a> Verifier<'a> {
         verdict.stored_unanswered =
             unanswered.difference(&acked).filter(|key| places_of.contains_key(*key)).count() as u64;
         verdict
+    }
+
+    /// Room messages are live: what a member who stayed did not get is lost.
+    fn check_room(&self, faults: &mut Faults) {
+        for gap in &self.log.room_gaps {
+            for number in gap.from..=gap.to {
+                if self.board.certain_in(number, number) > 0 {
+                    faults.add(FaultKind::RoomLost, || {
+                        format!("user {} never got room message {number}", gap.user)
+                    });
+                }
+            }
+        }
     }
 
     /// Where every message of the run was sent, acknowledged or not.
@@ -333,7 +354,8 @@ impl Holes {
 mod tests {
     use super::{Repair, Verdict, Verifier};
     use crate::{
-        log::{Ack, FaultKind, Key, Log, Names, Receipt, Unanswered},
+        log::{Ack, FaultKind, Key, Log, Names, Receipt, RoomGap, Unanswered},
+        room::Board,
         scenario::{Population, Target},
     };
 
@@ -347,6 +369,7 @@ mod tests {
             user_prefix: "load".into(),
             groups: 2,
             group_size: 4,
+            room_size: 0,
             run: 7,
         }
     }
@@ -373,7 +396,17 @@ mod tests {
     fn with_names<T>(log: &Log, look: impl FnOnce(Verifier<'_>) -> T) -> T {
         let (population, mut names) = (population(), Names::default());
         assert_eq!((names.number("group"), names.number("pair")), (GROUP, PAIR));
-        look(Verifier::new(&population, &names, log))
+        look(Verifier::new(&population, &names, &board(), log))
+    }
+
+    /// Ten room messages, of which the fourth was refused.
+    fn board() -> Board {
+        let board = Board::default();
+        (0..10).for_each(|_| {
+            board.next();
+        });
+        board.doubt(4);
+        board
     }
 
     fn verdict(log: &Log) -> Verdict {
@@ -481,6 +514,15 @@ mod tests {
         log.acks.push(Ack { key, sequence: 30, conversation: PAIR, target });
         let verdict = verdict(&log);
         assert_eq!(verdict.faults.count(FaultKind::SequenceReused), 1);
+    }
+
+    #[test]
+    fn room_messages_that_a_member_lacks_are_lost_unless_they_were_refused() {
+        let mut log = good_run();
+        log.room_gaps.push(RoomGap { user: 3, from: 4, to: 4 });
+        assert_eq!(verdict(&log).faults.total(), 0);
+        log.room_gaps.push(RoomGap { user: 3, from: 3, to: 6 });
+        assert_only(&log, FaultKind::RoomLost, 3);
     }
 
     #[test]

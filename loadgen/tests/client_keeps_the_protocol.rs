@@ -44,10 +44,11 @@ impl Bench {
             user_prefix: "load".into(),
             groups: 2,
             group_size: 4,
+            room_size: 0,
             run: RUN,
         };
         let (settings, population) = (Arc::new(settings), Arc::new(population));
-        let cx = Context::new(settings, population, Names::default(), 1, 0);
+        let cx = Context::new(settings, population, Names::default(), Arc::default(), 1, 0);
         Self { client: Client::new(0, Transport::Tcp), cx, now_ns: SECOND, wishes: Vec::new() }
     }
 

@@ -153,6 +153,79 @@ fn cut_connections_are_made_again_and_nothing_is_stored_twice() {
     assert_eq!(report.exit_code, Exit::Failed as u8, "without --expect-faults");
 }
 
+/// Half of the users go and come back every second.
+const CHURN: [&str; 4] = ["--churn-per-minute", "30", "--churn-away", "50ms..300ms"];
+
+#[test]
+fn who_goes_and_comes_back_gets_what_was_sent_meanwhile() {
+    let (report, server) = run(Plant::Nothing, &CHURN);
+    assert_eq!(report.exit_code, 0, "{}", report.to_text());
+    // 40 users, half of them a second, for two seconds.
+    assert_eq!(report.counters["churned"] + report.counters["nobody_there"], 40);
+    assert!(report.counters["churned"] >= 10, "{}", report.to_text());
+    assert_eq!(report.counters["reconnects"], report.counters["churned"]);
+    assert_eq!(report.counters["connections_lost"], 0);
+    assert_eq!(report.counters["received"], 400 + 40 * 7);
+    assert_eq!(report.latency_us["return"].count, report.counters["churned"]);
+    let delivered = report.latency_us["delivery"].count;
+    let offline = report.latency_us["delivery_offline"].count;
+    assert_eq!(delivered + offline, 680, "{}", report.to_text());
+    assert!(offline >= 1, "some were away when something was sent: {}", report.to_text());
+    server.with_model(|model| assert_eq!(model.logins, 40 + report.counters["churned"]));
+}
+
+#[test]
+fn a_server_that_forgets_those_who_are_away_is_found() {
+    let (report, _server) = run(Plant::LoseOffline, &CHURN);
+    assert_eq!(report.exit_code, Exit::Failed as u8, "{}", report.to_text());
+    assert!(fault(&report, "lost") >= 1, "{}", report.to_text());
+}
+
+#[test]
+fn a_connection_that_the_server_ends_unasked_fails_the_run() {
+    let (report, _server) = run(Plant::CutOne, &[]);
+    assert_eq!(report.exit_code, Exit::Failed as u8, "{}", report.to_text());
+    assert_eq!(report.counters["connections_lost"], 1);
+    assert_eq!(report.endings.by_code["idle_timeout"], 1);
+}
+
+const ROOM: [&str; 4] = ["--room-size", "30", "--room-rate", "10"];
+
+#[test]
+fn every_member_of_the_room_gets_every_message_once() {
+    let (report, _server) = run(Plant::Nothing, &ROOM);
+    assert_eq!(report.exit_code, 0, "{}", report.to_text());
+    assert_eq!((report.counters["room_sent"], report.counters["room_acked"]), (20, 20));
+    assert_eq!(report.counters["room_received"], 20 * 29, "{}", report.to_text());
+    assert_eq!(report.latency_us["delivery_room"].count, 20 * 29);
+    assert_eq!(report.latency_us["delivery"].count, 680, "the room is not in it");
+}
+
+#[test]
+fn members_who_come_back_join_again_and_are_owed_only_what_came_after() {
+    let (report, _server) = run(Plant::Nothing, &[ROOM, CHURN].concat());
+    assert_eq!(report.exit_code, 0, "{}", report.to_text());
+    assert_eq!(report.counters["room_sent"], 20);
+    assert!(report.counters["room_joins"] > 30, "{}", report.to_text());
+}
+
+#[test]
+fn faults_of_a_room_are_found_under_their_names() {
+    for (plant, kind) in [
+        (Plant::RoomLose, "room_lost"),
+        (Plant::RoomDuplicate, "room_duplicated"),
+        (Plant::RoomReorder, "room_out_of_order"),
+        (Plant::RoomStranger, "room_wrong"),
+    ] {
+        let server = Server::start(plant, 5);
+        let report = run_with(&server, &ROOM).expect("a result");
+        assert_eq!(report.exit_code, Exit::Failed as u8, "{plant:?}\n{}", report.to_text());
+        let faults = &report.verification.as_ref().expect("verified").faults;
+        let found: Vec<_> = faults.iter().filter(|(_, count)| **count > 0).collect();
+        assert_eq!(found, [(&kind, &1)], "{plant:?}\n{}", report.to_text());
+    }
+}
+
 #[test]
 fn a_refusal_that_passes_is_retried_with_the_same_id() {
     let (report, server) = run(Plant::RefuseOnce, &[]);

@@ -41,6 +41,8 @@ impl Client {
     ) -> bool {
         const SEND_REPLY: u16 = command::reply(command::SEND_MESSAGE);
         const PULL_REPLY: u16 = command::reply(command::PULL_MESSAGES);
+        const JOIN_REPLY: u16 = command::reply(command::JOIN_ROOM);
+        const ROOM_REPLY: u16 = command::reply(command::ROOM_MESSAGE);
         match header.command {
             command::DELIVER => {
                 let Ok(deliver) = chat::Deliver::decode(body) else { return false };
@@ -61,7 +63,9 @@ impl Client {
                 cx.record.counters.add(Counter::Receipts);
                 true
             }
-            command::NOTICE | command::TYPING | command::ROOM_MESSAGE => true,
+            JOIN_REPLY | ROOM_REPLY => self.room_reply(now_ns, cx, header.request_id, body),
+            command::ROOM_MESSAGE => self.room_message(now_ns, cx, body),
+            command::NOTICE | command::TYPING => true,
             _ => false,
         }
     }
@@ -147,7 +151,7 @@ impl Client {
                 }
                 true
             }
-            Request::Login | Request::Pull { .. } => false,
+            _ => false,
         }
     }
 
@@ -218,6 +222,7 @@ impl Client {
                 cx.pulls_outstanding -= 1;
                 self.pull_failed(now_ns, cx, conversation);
             }
+            Request::Join | Request::Publish { .. } => self.room_refused(now_ns, cx, pending),
             Request::Acknowledged { .. } | Request::Login => {}
         }
     }
@@ -332,8 +337,13 @@ impl Client {
             cx.record.counters.add(Counter::Pulled);
         }
         let is_group = message.conversation_type == 2;
-        let metric = if is_group { Metric::DeliveryGroup } else { Metric::DeliverySingle };
         let intended_ns = text.map_or(now_ns, |text| text.intended_ns);
+        // What was meant before this session began waited for the user, not for the server.
+        let metric = match (self.is_ready() && intended_ns < self.stage_since_ns, is_group) {
+            (true, _) => Metric::DeliveryOffline,
+            (false, true) => Metric::DeliveryGroup,
+            (false, false) => Metric::DeliverySingle,
+        };
         cx.record.record(metric, now_ns.saturating_sub(intended_ns));
     }
 

@@ -10,6 +10,7 @@ use super::NS_PER_MS;
 use crate::{
     log::{Log, Names},
     record::Recorder,
+    room::Board,
     scenario::{Population, Transport},
 };
 
@@ -63,6 +64,8 @@ pub struct Settings {
     pub reconnect_base_ns: u64,
     /// … up to this.
     pub reconnect_cap_ns: u64,
+    /// A user that goes by itself comes back after a random time from here to there.
+    pub away_ns: (u64, u64),
     /// So many failures in a row, then the user gives up.
     pub reconnects_max: u32,
 }
@@ -87,6 +90,7 @@ impl Settings {
             hole_grace_ns: 1_000 * NS_PER_MS,
             reconnect_base_ns: 500 * NS_PER_MS,
             reconnect_cap_ns: 20_000 * NS_PER_MS,
+            away_ns: (500 * NS_PER_MS, 5_000 * NS_PER_MS),
             reconnects_max: 20,
         }
     }
@@ -164,6 +168,10 @@ pub struct Context {
     pub log: Log,
     /// Ends of sessions.
     pub endings: Endings,
+    /// The room, shared with the other threads.
+    pub board: Arc<Board>,
+    /// Members in the room.
+    pub seats: u64,
     /// PULL_MESSAGES on their way.
     pub pulls_outstanding: u64,
     /// The first few errors in words, each once; the counters have the numbers.
@@ -185,6 +193,7 @@ impl Context {
         settings: Arc<Settings>,
         population: Arc<Population>,
         names: Names,
+        board: Arc<Board>,
         seed: u64,
         unix_ms_at_start: i64,
     ) -> Self {
@@ -197,6 +206,8 @@ impl Context {
             record: Recorder::default(),
             log: Log::default(),
             endings: Endings::default(),
+            board,
+            seats: 0,
             pulls_outstanding: 0,
             errors: Vec::new(),
             unix_ms_at_start,

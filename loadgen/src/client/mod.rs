@@ -7,12 +7,14 @@
 //!
 //! - `session`: connect, login, heartbeat, the ends of a connection and the way back
 //! - `chat`: sending, acknowledging, gaps and pulls
+//! - `room`: the live room
 //! - `wire`, `outbox`, `conversation`, `text`, `context`: what these two stand on
 
 mod chat;
 mod context;
 mod conversation;
 mod outbox;
+mod room;
 mod session;
 mod text;
 mod wire;
@@ -23,6 +25,7 @@ use millrace_protocol::{Code, frame::Flags};
 
 pub use context::{Context, Endings, Endpoint, Settings};
 pub use outbox::OUTBOX_MAX;
+pub use session::Manner;
 pub use text::Text;
 
 use conversation::Conversation;
@@ -32,6 +35,7 @@ use wire::Wire;
 use crate::{
     log::{Key, Unanswered},
     record::Counter,
+    room::Seat,
     scenario::{Target, Transport},
 };
 
@@ -96,6 +100,13 @@ enum Request {
         conversation: u32,
         to: u64,
     },
+    /// The room.
+    Join,
+    /// A message to the room.
+    Publish {
+        number: u32,
+        intended_ns: u64,
+    },
 }
 
 /// What the client does to the scenario's counts.
@@ -103,6 +114,8 @@ enum Request {
 pub enum Standing {
     /// No connection yet, or waiting to come back after a lost one.
     Waiting,
+    /// Waiting to come back after having gone by itself.
+    Away,
     /// A connection is being made.
     Connecting,
     /// The session is up.
@@ -126,6 +139,8 @@ struct Busy {
     /// GOAWAY: where to go instead.
     elsewhere: Option<SocketAddr>,
     retry_after_ns: u64,
+    /// When a refused JOIN_ROOM is sent again.
+    join_due_ns: u64,
 }
 
 impl Default for Busy {
@@ -138,6 +153,7 @@ impl Default for Busy {
             leave: None,
             elsewhere: None,
             retry_after_ns: 0,
+            join_due_ns: u64::MAX,
         }
     }
 }
@@ -150,6 +166,7 @@ impl Busy {
             && self.leave.is_none()
             && self.elsewhere.is_none()
             && self.retry_after_ns == 0
+            && self.join_due_ns == u64::MAX
     }
 }
 
@@ -165,12 +182,14 @@ pub struct Client {
     transport: Transport,
     stage: Stage,
     was_ready: bool,
+    /// It went by itself and has not come back yet.
+    away: bool,
     /// The code of the last frame that could be a reason for the end of the connection.
     end_reason: Option<Code>,
     stage_since_ns: u64,
     /// Waiting: when to connect. LoggingIn: when to send LOGIN again. Ready: the next heartbeat.
     due_ns: u64,
-    /// Before the first session: when the schedule wanted it. Ready: when the heartbeat that waits
+    /// Before a session: when it was wanted. Ready: when the heartbeat that waits
     /// for its answer was written; 0: none does.
     mark_ns: u64,
     last_received_ns: u64,
@@ -179,6 +198,8 @@ pub struct Client {
     output: Vec<u8>,
     conversations: Vec<Conversation>,
     busy: Option<Box<Busy>>,
+    /// The stay in the room, if this user is a member.
+    seat: Option<Box<Seat>>,
     /// Boxed, since most servers give none.
     #[expect(clippy::box_collection, reason = "8 bytes instead of 16 in every idle user")]
     resume_token: Option<Box<String>>,
@@ -197,6 +218,7 @@ impl Client {
             transport,
             stage: Stage::Waiting,
             was_ready: false,
+            away: false,
             end_reason: None,
             stage_since_ns: 0,
             due_ns: u64::MAX,
@@ -207,6 +229,7 @@ impl Client {
             output: Vec::new(),
             conversations: Vec::new(),
             busy: None,
+            seat: None,
             resume_token: None,
         }
     }
@@ -226,6 +249,7 @@ impl Client {
     /// Where the client stands.
     pub fn standing(&self) -> Standing {
         match self.stage {
+            Stage::Waiting if self.away => Standing::Away,
             Stage::Waiting => Standing::Waiting,
             Stage::Connecting | Stage::Upgrading | Stage::LoggingIn => Standing::Connecting,
             Stage::Ready => Standing::Ready,
@@ -242,6 +266,11 @@ impl Client {
     /// Whether the session is up.
     pub fn is_ready(&self) -> bool {
         self.stage == Stage::Ready
+    }
+
+    /// Whether the user went by itself and has not come back yet.
+    pub fn is_away(&self) -> bool {
+        self.away
     }
 
     /// Whether no connection is wanted any more.
@@ -296,7 +325,9 @@ impl Client {
                 let conversation_due =
                     conversations.filter(|due| *due > 0).min().unwrap_or(u64::MAX);
                 let busy_due = self.busy.as_ref().map_or(u64::MAX, |busy| {
-                    busy.outbox_due_ns.min(busy.leave.map_or(u64::MAX, |(at, _)| at))
+                    busy.outbox_due_ns
+                        .min(busy.join_due_ns)
+                        .min(busy.leave.map_or(u64::MAX, |(at, _)| at))
                 });
                 self.due_ns.min(self.idle_due_ns(cx)).min(conversation_due).min(busy_due)
             }
@@ -308,6 +339,7 @@ impl Client {
         self.tick_session(now_ns, cx);
         if self.stage == Stage::Ready {
             self.tick_chat(now_ns, cx);
+            self.tick_room(now_ns, cx);
         }
     }
 

@@ -18,8 +18,25 @@ use super::{
 };
 use crate::{
     record::{Counter, Metric},
+    room::PUBLISHER,
     scenario::Transport,
 };
+
+/// How a user goes for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// LOGOUT, and the server closes.
+    LogOut,
+    /// A WebSocket close frame without LOGOUT, as when a page is left; on TCP the same as `Abrupt`.
+    CloseFrame,
+    /// The connection is closed without a word.
+    Abrupt,
+}
+
+impl Manner {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::LogOut, Self::CloseFrame, Self::Abrupt];
+}
 
 impl Client {
     /// Wants a connection now. The run's ramp calls it once for every user.
@@ -38,6 +55,9 @@ impl Client {
             return;
         };
         self.enter(Stage::Connecting, now_ns);
+        if self.was_ready {
+            self.mark_ns = now_ns;
+        }
         self.busy().wish = Some(Wish::Connect(address));
     }
 
@@ -203,6 +223,7 @@ impl Client {
         cx.record.counters.add(Counter::Logins);
         if self.was_ready {
             cx.record.counters.add(Counter::Reconnects);
+            cx.record.record(Metric::Return, now_ns.saturating_sub(self.mark_ns));
         } else {
             cx.record.record(Metric::Arrival, now_ns.saturating_sub(self.mark_ns));
         }
@@ -226,6 +247,8 @@ impl Client {
             self.catch_up(now_ns, cx);
         }
         self.was_ready = true;
+        self.away = false;
+        self.join_room(now_ns, cx);
         self.write_outbox(now_ns, cx);
         true
     }
@@ -282,6 +305,10 @@ impl Client {
         if self.stage == Stage::Connecting {
             self.connected(now_ns, cx, Err(io::ErrorKind::ConnectionReset.into()));
         } else if self.is_connected() {
+            let in_setup = matches!(self.stage, Stage::Upgrading | Stage::LoggingIn);
+            if in_setup && self.end_reason.is_none() {
+                cx.record.counters.add(Counter::SetupsCut);
+            }
             self.abandon(now_ns, cx, Vec::new());
         }
     }
@@ -294,6 +321,10 @@ impl Client {
         self.busy().wish = Some(Wish::Close { farewell });
         self.forget_connection(cx);
         match was {
+            Stage::LoggingOut if self.away => {
+                self.stay_away(now_ns, cx);
+                return;
+            }
             Stage::LoggingOut => {
                 self.enter(Stage::Done, now_ns);
                 return;
@@ -319,14 +350,20 @@ impl Client {
         self.output = Vec::new();
         if let Some(busy) = &mut self.busy {
             for pending in std::mem::take(&mut busy.pending) {
-                if matches!(pending.what, Request::Pull { .. }) {
-                    cx.pulls_outstanding -= 1;
-                    cx.log.unasked.push(self.user);
+                match pending.what {
+                    Request::Pull { .. } => {
+                        cx.pulls_outstanding -= 1;
+                        cx.log.unasked.push(self.user);
+                    }
+                    Request::Publish { number, .. } => cx.board.doubt(number),
+                    _ => {}
                 }
             }
+            busy.join_due_ns = u64::MAX;
             busy.outbox.connection_ended();
         }
         self.conversations.iter_mut().for_each(super::Conversation::connection_ended);
+        self.leave_room(cx);
         self.due_ns = u64::MAX;
         self.mark_ns = if self.was_ready { 0 } else { self.mark_ns };
     }
@@ -358,10 +395,50 @@ impl Client {
         self.due_ns = now_ns + wait_ns;
     }
 
+    /// Whether the user may go for a while: nothing of its own is on its way, so that its absence
+    /// is in nobody's latency.
+    pub fn may_step_away(&self) -> bool {
+        let is_publisher = self.seat.is_some() && self.user == PUBLISHER;
+        let is_idle = self.busy.as_ref().is_none_or(|busy| {
+            busy.outbox.len() == 0 && busy.pending.is_empty() && busy.leave.is_none()
+        });
+        self.is_ready() && is_idle && !is_publisher
+    }
+
+    /// Ends the session by itself, in one of the ways in which people do, and comes back later.
+    pub fn step_away(&mut self, now_ns: u64, cx: &mut Context, manner: Manner) {
+        cx.record.counters.add(Counter::Churned);
+        self.away = true;
+        let farewell = match manner {
+            Manner::LogOut => {
+                self.write(cx, command::LOGOUT, Flags::NONE, &[]);
+                self.enter(Stage::LoggingOut, now_ns);
+                self.leave_room(cx);
+                return;
+            }
+            // 1001: the page is left.
+            Manner::CloseFrame if self.transport == Transport::WebSocket => {
+                wire::close_frame(&mut cx.random, 1001)
+            }
+            Manner::CloseFrame | Manner::Abrupt => Vec::new(),
+        };
+        self.busy().wish = Some(Wish::Close { farewell });
+        self.forget_connection(cx);
+        self.stay_away(now_ns, cx);
+    }
+
+    fn stay_away(&mut self, now_ns: u64, cx: &mut Context) {
+        let (min, max) = cx.settings.away_ns;
+        let wait_ns = cx.random.u64(min..=max.max(min));
+        // A moment at least, so that the old connection is let go of first.
+        self.connect_later(now_ns, wait_ns.max(NS_PER_MS));
+    }
+
     /// Ends the session in good order. Messages still unanswered are counted and forgotten.
     pub fn finish(&mut self, now_ns: u64, cx: &mut Context) {
         cx.record.counters.add_many(Counter::Unanswered, self.outstanding() as u64);
         self.busy().outbox = super::Outbox::default();
+        self.away = false;
         match self.stage {
             Stage::Ready => {
                 self.write(cx, command::LOGOUT, Flags::NONE, &[]);

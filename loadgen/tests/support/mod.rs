@@ -50,6 +50,18 @@ pub enum Plant {
     CutEverything,
     /// It is refused with `logic_unavailable`, once.
     RefuseOnce,
+    /// Instead of being answered, its sender is told that it was idle, and is cut.
+    CutOne,
+    /// Whatever is sent to somebody who is away, from the first message on, is lost.
+    LoseOffline,
+    /// The room message with this number does not reach one member.
+    RoomLose,
+    /// It reaches one member twice.
+    RoomDuplicate,
+    /// It reaches one member after its successor.
+    RoomReorder,
+    /// It reaches somebody who is no member.
+    RoomStranger,
 }
 
 /// A frame for a user.
@@ -75,6 +87,7 @@ pub struct Model {
     known: HashMap<(String, String), (String, u64)>,
     held_back: Option<(String, chat::Message)>,
     pub cut: bool,
+    pub cut_one: Option<String>,
     pub stall: Option<Duration>,
     pub heartbeats: u64,
     pub logins: u64,
@@ -82,7 +95,10 @@ pub struct Model {
     pub acks: u64,
     pub pulls: u64,
     pub logouts: u64,
-    lost: Option<(String, u64, String)>,
+    lost: Vec<(String, u64, String)>,
+    rooms: HashMap<String, Vec<String>>,
+    room_messages: u64,
+    room_held_back: Option<Out>,
 }
 
 pub fn frame(command: u16, request_id: u32, body: &impl Message) -> Vec<u8> {
@@ -102,6 +118,7 @@ impl Model {
             known: HashMap::new(),
             held_back: None,
             cut: false,
+            cut_one: None,
             stall: None,
             heartbeats: 0,
             logins: 0,
@@ -109,7 +126,10 @@ impl Model {
             acks: 0,
             pulls: 0,
             logouts: 0,
-            lost: None,
+            lost: Vec::new(),
+            rooms: HashMap::new(),
+            room_messages: 0,
+            room_held_back: None,
         }
     }
 
@@ -171,15 +191,78 @@ impl Model {
                 frame::write(&mut out, reply, Flags::NONE, request_id, &[]);
                 to_self(out)
             }
+            command::JOIN_ROOM => {
+                let join = chat::JoinRoom::decode(body).expect("a JOIN_ROOM");
+                let members = self.rooms.entry(join.room_id).or_default();
+                members.push(user.to_owned());
+                let reply = chat::RoomReply { members: members.len() as u64, ..Default::default() };
+                to_self(frame(command::reply(command::JOIN_ROOM), request_id, &reply))
+            }
+            command::ROOM_MESSAGE => {
+                let message = chat::RoomMessage::decode(body).expect("a ROOM_MESSAGE");
+                self.publish(user, request_id, message)
+            }
             other => panic!("the client sent command {other:#06x}"),
         }
+    }
+
+    /// A session ended: it leaves its rooms.
+    pub fn leave(&mut self, user: &str) {
+        self.rooms.values_mut().for_each(|members| members.retain(|member| member != user));
+    }
+
+    fn publish(&mut self, user: &str, request_id: u32, message: chat::RoomMessage) -> Vec<Out> {
+        self.room_messages += 1;
+        let plant = if self.room_messages == self.at { self.plant } else { Plant::Nothing };
+        let members = self.rooms.get(&message.room_id).expect("the room exists").clone();
+        assert!(members.iter().any(|member| member == user), "only members publish");
+        let reply = chat::RoomReply::default();
+        let reply = frame(command::reply(command::ROOM_MESSAGE), request_id, &reply);
+        let mut out = vec![Out { user: user.to_owned(), frame: reply }];
+        let message = chat::RoomMessage { sender_id: user.to_owned(), ..message };
+        let to = |user: &str| Out {
+            user: user.to_owned(),
+            frame: frame(command::ROOM_MESSAGE, 0, &message),
+        };
+        for (index, member) in members.iter().filter(|member| *member != user).enumerate() {
+            match plant {
+                Plant::RoomLose if index == 0 => continue,
+                Plant::RoomReorder if index == 0 => {
+                    self.room_held_back = Some(to(member));
+                    continue;
+                }
+                Plant::RoomDuplicate if index == 0 => out.push(to(member)),
+                _ => {}
+            }
+            out.push(to(member));
+        }
+        if plant == Plant::RoomStranger {
+            let stranger = (0..).map(|n| format!("load-{n}")).find(|user| !members.contains(user));
+            out.push(to(&stranger.expect("there are many")));
+        }
+        if plant == Plant::Nothing {
+            out.extend(self.room_held_back.take());
+        }
+        out
+    }
+
+    /// Somebody was away: the plant decides whether the message can be had later.
+    pub fn was_away(&mut self, user: &str, frame: &[u8]) -> bool {
+        if self.plant != Plant::LoseOffline {
+            return true;
+        }
+        let deliver = chat::Deliver::decode(&frame[frame::HEADER_BYTES..]).expect("a DELIVER");
+        for message in deliver.messages {
+            self.lost.push((message.conversation_id, message.sequence, user.to_owned()));
+        }
+        false
     }
 
     fn pull(&self, user: &str, request_id: u32, pull: &chat::PullMessages) -> Vec<u8> {
         let to = if pull.to_sequence == 0 { u64::MAX } else { pull.to_sequence };
         let stored = self.conversations.get(&pull.conversation_id);
         let is_lost = |message: &chat::Message| {
-            self.lost.as_ref().is_some_and(|(conversation, sequence, recipient)| {
+            self.lost.iter().any(|(conversation, sequence, recipient)| {
                 (conversation, *sequence, recipient.as_str())
                     == (&message.conversation_id, message.sequence, user)
             })
@@ -213,6 +296,11 @@ impl Model {
         }
         self.stored += 1;
         let plant = if self.stored == self.at { self.plant } else { Plant::Nothing };
+        if plant == Plant::CutOne {
+            self.cut_one = Some(user.to_owned());
+            let error = session::Error { code: 12, ..Default::default() };
+            return vec![Out { user: user.to_owned(), frame: frame(command::ERROR, 0, &error) }];
+        }
         if plant == Plant::RefuseOnce {
             let error = session::Error { code: 10, retry_after_ms: 100, ..Default::default() };
             let frame = frame(command::ERROR, request_id, &error);
@@ -278,7 +366,7 @@ impl Model {
                 let mut message = message.clone();
                 match plant {
                     Plant::Lose if first => {
-                        self.lost = Some((conversation_id.clone(), sequence, recipient.clone()));
+                        self.lost.push((conversation_id.clone(), sequence, recipient.clone()));
                         continue;
                     }
                     Plant::DeliverOnlyOnPull => continue,
@@ -334,6 +422,22 @@ struct Shared {
 struct Writer {
     stream: TcpStream,
     websocket: bool,
+}
+
+impl Shared {
+    /// A connection ended. Its user is away, unless another connection has taken over.
+    fn ended(&mut self, stream: &TcpStream, user: Option<&String>) {
+        let peer = stream.peer_addr().ok();
+        let Some(user) = user else { return };
+        let is_current = self
+            .writers
+            .get(user)
+            .is_some_and(|writer| peer.is_none() || writer.stream.peer_addr().ok() == peer);
+        if is_current {
+            self.writers.remove(user);
+            self.model.leave(user);
+        }
+    }
 }
 
 impl Writer {
@@ -428,6 +532,7 @@ fn on_frame(
         for frame in offline.remove(&name).unwrap_or_default() {
             writer.write(&frame);
         }
+        model.leave(&name);
         writers.insert(name.clone(), writer);
         *user = Some(name);
         return Some(());
@@ -435,13 +540,16 @@ fn on_frame(
     for out in model.handle(user, header, body) {
         if let Some(writer) = writers.get_mut(&out.user) {
             writer.write(&out.frame);
-        } else if is_delivery(&out.frame) {
+        } else if is_delivery(&out.frame) && model.was_away(&out.user, &out.frame) {
             offline.entry(out.user).or_default().push(out.frame);
         }
     }
     if let Some(span) = model.stall.take() {
         // With the lock held: nobody is served meanwhile.
         std::thread::sleep(span);
+    }
+    if let Some(writer) = model.cut_one.take().and_then(|user| writers.remove(&user)) {
+        let _ = writer.stream.shutdown(Shutdown::Both);
     }
     if std::mem::take(&mut model.cut) {
         for (_, writer) in writers.drain() {
@@ -451,13 +559,20 @@ fn on_frame(
     (header.command != command::LOGOUT).then_some(())
 }
 
-fn serve_tcp(mut stream: TcpStream, shared: &Mutex<Shared>) {
-    let (mut reader, mut user, mut buffer) = (FrameReader::new(), None, [0; 16 * 1024]);
+fn serve_tcp(stream: TcpStream, shared: &Mutex<Shared>) {
+    let handle = stream.try_clone().expect("a socket");
+    let mut user = None;
+    read_tcp(stream, shared, &mut user);
+    shared.lock().expect("no test thread panics while it holds this").ended(&handle, user.as_ref());
+}
+
+fn read_tcp(mut stream: TcpStream, shared: &Mutex<Shared>, user: &mut Option<String>) {
+    let (mut reader, mut buffer) = (FrameReader::new(), [0; 16 * 1024]);
     let handle = stream.try_clone().expect("a socket");
     while let Ok(count @ 1..) = stream.read(&mut buffer) {
         let mut go_on = true;
         let read = reader.read(&buffer[..count], 65536, |header, body| {
-            go_on = on_frame(shared, &handle, false, &mut user, header, body).is_some();
+            go_on = on_frame(shared, &handle, false, user, header, body).is_some();
             go_on
         });
         read.expect("the client speaks the protocol");
@@ -468,7 +583,14 @@ fn serve_tcp(mut stream: TcpStream, shared: &Mutex<Shared>) {
     let _ = stream.shutdown(Shutdown::Both);
 }
 
-fn serve_websocket(mut stream: TcpStream, shared: &Mutex<Shared>) {
+fn serve_websocket(stream: TcpStream, shared: &Mutex<Shared>) {
+    let handle = stream.try_clone().expect("a socket");
+    let mut user = None;
+    read_websocket(stream, shared, &mut user);
+    shared.lock().expect("no test thread panics while it holds this").ended(&handle, user.as_ref());
+}
+
+fn read_websocket(mut stream: TcpStream, shared: &Mutex<Shared>, user: &mut Option<String>) {
     let mut head = Vec::new();
     let mut buffer = [0; 16 * 1024];
     let used = loop {
@@ -486,7 +608,7 @@ fn serve_websocket(mut stream: TcpStream, shared: &Mutex<Shared>) {
             }
         }
     };
-    let (mut reader, mut user) = (MessageReader::new(), None);
+    let mut reader = MessageReader::new();
     let handle = stream.try_clone().expect("a socket");
     let limits = Limits { message_bytes_max: 1 << 20 };
     let mut input = head.split_off(used);
@@ -501,7 +623,7 @@ fn serve_websocket(mut stream: TcpStream, shared: &Mutex<Shared>) {
             let mut frames = FrameReader::new();
             let mut go_on = true;
             let read = frames.read(payload, 65536, |header, body| {
-                go_on = on_frame(shared, &handle, true, &mut user, header, body).is_some();
+                go_on = on_frame(shared, &handle, true, user, header, body).is_some();
                 go_on
             });
             read.expect("the client speaks the protocol");
