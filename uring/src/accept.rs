@@ -147,7 +147,7 @@ impl Driver {
             }
             if listener.singles > 0 {
                 let target = tag(Kind::AcceptOne, index);
-                for ring in 0..self.rings.count() {
+                for ring in 0..self.rings.used() {
                     let operation = Operation::cancel_all(tag(Kind::CancelAccept, index), target);
                     self.rings.push(ring, operation);
                 }
@@ -212,10 +212,9 @@ impl Driver {
             while listener.singles < SINGLES_MAX {
                 let Some(ring) = self.rings.choose(spare) else { break };
                 listener.singles += 1;
-                let member = self.rings.member(ring);
-                member.singles += 1;
+                self.rings.member(ring).singles += 1;
                 let tag = tag(Kind::AcceptOne, index);
-                member.ring.push(Operation::accept_one(tag, descriptor));
+                self.rings.push(ring, Operation::accept_one(tag, descriptor));
             }
             let paused = listener.singles == 0;
             if paused && !listener.paused {

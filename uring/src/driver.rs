@@ -172,7 +172,7 @@ impl Driver {
             (Some(timeout), Some(retry)) => Some(timeout.min(retry)),
             (timeout, retry) => timeout.or(retry),
         };
-        let is_alone = !self.rings.has_satellites();
+        let is_alone = self.rings.is_main_alone();
         self.rings.enter_satellites()?;
         let is_quiet = timeout != Some(Duration::ZERO) && self.rings.are_satellites_quiet();
         if is_alone || is_quiet {
@@ -196,7 +196,7 @@ impl Driver {
         let rung = self.bell.look();
         entered?;
         let mut handled = 0;
-        for ring in 0..self.rings.count() {
+        for ring in 0..self.rings.used() {
             handled += self.dispatch_ready(ring, handler);
         }
         if rung {

@@ -46,11 +46,12 @@ impl Driver {
         let Some(socket) = self.sockets.get_mut(id) else { return };
         if socket.stage == Stage::Open && socket.receiving == Receiving::Off && socket.wants_receive
         {
-            let member = self.rings.member(socket.ring);
+            let ring = socket.ring;
+            let member = self.rings.member(ring);
             if member.parked.is_empty() {
                 socket.receiving = Receiving::Armed;
                 let operation = Operation::receive_many(receive_tag(id), socket.descriptor);
-                member.ring.push(operation);
+                self.rings.push(ring, operation);
             } else {
                 self.park(id);
             }
@@ -66,7 +67,7 @@ impl Driver {
 
     /// Lets the first of each ring's line receive, one buffer each.
     pub(crate) fn arm_parked(&mut self) {
-        for ring in 0..self.rings.count() {
+        for ring in 0..self.rings.used() {
             self.arm_parked_of(ring);
         }
     }

@@ -57,6 +57,9 @@ pub(crate) struct Member {
 /// All rings of a driver, the main one first.
 pub(crate) struct Rings {
     members: Vec<Member>,
+    /// Rings that were ever given an operation, counted from the first to the last of them. Those
+    /// behind have nothing in the kernel and are not looked at.
+    used: u8,
     sockets_max: u32,
     placement: Placement,
 }
@@ -89,7 +92,12 @@ impl Rings {
             }
             members.push(Member { ring, sockets: 0, singles: 0, parked: VecDeque::new() });
         }
-        Ok(Self { members, sockets_max: options.sockets_max, placement: options.placement })
+        Ok(Self {
+            members,
+            used: 1,
+            sockets_max: options.sockets_max,
+            placement: options.placement,
+        })
     }
 
     /// How many there are.
@@ -97,8 +105,18 @@ impl Rings {
         u8::try_from(self.members.len()).expect("at most 255 rings")
     }
 
-    pub(crate) fn has_satellites(&self) -> bool {
-        self.members.len() > 1
+    /// How many of them, from the first, may have something in the kernel.
+    pub(crate) fn used(&self) -> u8 {
+        self.used
+    }
+
+    /// Whether no satellite may have anything in the kernel.
+    pub(crate) fn is_main_alone(&self) -> bool {
+        self.used == 1
+    }
+
+    fn satellites(&mut self) -> &mut [Member] {
+        &mut self.members[1..usize::from(self.used)]
     }
 
     pub(crate) fn member(&mut self, ring: u8) -> &mut Member {
@@ -116,7 +134,8 @@ impl Rings {
 
     /// Queues an operation on a ring; see [`Ring::push`].
     pub(crate) fn push(&mut self, ring: u8, operation: Operation) {
-        self.member(ring).ring.push(operation);
+        self.used = self.used.max(ring + 1);
+        self.members[usize::from(ring)].ring.push(operation);
     }
 
     /// Free entries of a ring's table that no single accept may take.
@@ -145,7 +164,7 @@ impl Rings {
     /// those that have any, none for the others. To be called in every turn, asleep or not; the
     /// work of a ring that is not entered stays undone, whatever the kernel has to do elsewhere.
     pub(crate) fn enter_satellites(&mut self) -> io::Result<()> {
-        for member in &mut self.members[1..] {
+        for member in self.satellites() {
             member.ring.flush_overflow()?;
             if member.ring.needs_enter() {
                 member.ring.enter(0, None)?;
@@ -158,7 +177,7 @@ impl Rings {
     /// submissions the kernel did not take, work left behind, or sockets that wait for a buffer
     /// behind those just armed.
     pub(crate) fn are_satellites_quiet(&mut self) -> bool {
-        self.members[1..].iter_mut().all(|member| {
+        self.satellites().iter_mut().all(|member| {
             member.parked.is_empty()
                 && !member.ring.is_overflowing()
                 && !member.ring.is_ready()
