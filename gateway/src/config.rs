@@ -11,6 +11,7 @@ use millrace_protocol::{limits, link};
 use millrace_service::{
     ByteSize, ConfigError, Duration, Invalid, config as service_config, logging::Format,
 };
+use millrace_uring::Options;
 use serde::{Deserialize, Serialize};
 
 use crate::link::{LinkSettings, endpoint};
@@ -78,7 +79,7 @@ pub struct ListenSection {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConnectionsSection {
-    /// Of the whole process; 0: as many as the descriptors allow.
+    /// Of the whole process; 0: as many as the machine allows, up to 1,048,576.
     pub connections_max: u32,
     /// From one IPv4 address or one IPv6 /64, per shard.
     pub connections_per_address_max: u32,
@@ -178,14 +179,18 @@ pub struct LogicSection {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UringSection {
+    /// Rings of one shard; as many of them are made as `connections_max` needs.
+    pub rings_max: u8,
     /// Sockets of one ring; 0: as many as RLIMIT_NOFILE and `connections_max` allow.
     pub sockets_max: u32,
-    /// Sockets kept free, so that a full table refuses nobody with a reset.
+    /// Sockets of each ring kept free, so that a full table refuses nobody with a reset.
     pub accept_spare: u32,
-    /// Entries of the submission queue; the completion queue has eight times as many.
+    /// Entries of the first ring's submission queue; the completion queue has eight times as many.
     pub submission_entries: u32,
-    /// Receive buffers of a ring.
+    /// Receive buffers of a shard's first ring.
     pub receive_buffers: u16,
+    /// Receive buffers of each further ring.
+    pub satellite_receive_buffers: u16,
     /// Size of one of them.
     pub receive_buffer_bytes: ByteSize,
 }
@@ -306,10 +311,12 @@ impl Default for LogicSection {
 impl Default for UringSection {
     fn default() -> Self {
         Self {
+            rings_max: 64,
             sockets_max: 0,
             accept_spare: 64,
             submission_entries: 2048,
             receive_buffers: 256,
+            satellite_receive_buffers: 64,
             receive_buffer_bytes: ByteSize::from_kib(2),
         }
     }
@@ -372,11 +379,17 @@ impl Config {
             "uring.submission_entries",
             "must be a power of two, at most 4096",
         )?;
-        require(
-            uring.receive_buffers.is_power_of_two() && uring.receive_buffers <= 1 << 15,
-            "uring.receive_buffers",
-            "must be a power of two, at most 32768",
-        )?;
+        for (key, value) in [
+            ("uring.receive_buffers", uring.receive_buffers),
+            ("uring.satellite_receive_buffers", uring.satellite_receive_buffers),
+        ] {
+            require(
+                value.is_power_of_two() && value <= 1 << 15,
+                key,
+                "must be a power of two, at most 32768",
+            )?;
+        }
+        require(uring.rings_max > 0, "uring.rings_max", "must be between 1 and 255")?;
         require(
             (256..=1 << 20).contains(&uring.receive_buffer_bytes.as_bytes()),
             "uring.receive_buffer_bytes",
@@ -532,6 +545,22 @@ impl Config {
             tcp: parse("listen.tcp", &self.listen.tcp)?,
             admin: parse("admin.listen", &self.admin.listen)?,
         })
+    }
+
+    /// The rings of one shard.
+    pub(crate) fn driver_options(&self, rings: u8, sockets_per_ring: u32) -> Options {
+        let uring = &self.uring;
+        Options {
+            rings,
+            sockets_max: sockets_per_ring,
+            submission_entries: uring.submission_entries,
+            completion_entries: uring.submission_entries * 8,
+            receive_buffers: uring.receive_buffers,
+            satellite_receive_buffers: uring.satellite_receive_buffers,
+            receive_buffer_bytes: uring.receive_buffer_bytes.as_bytes_u32(),
+            accept_spare: uring.accept_spare,
+            ..Options::default()
+        }
     }
 
     /// What the engine of one of `shards` is told.

@@ -14,7 +14,6 @@ use std::{
 
 use millrace_engine::GatewayIdentity;
 use millrace_service::Invalid;
-use millrace_uring::Options;
 use tokio::sync::watch;
 
 use crate::{
@@ -114,15 +113,14 @@ impl Gateway {
         let status = Arc::new(Status::new(
             config.clone(),
             gateway_id.clone(),
-            capacity.shards,
             statuses.clone(),
-            capacity.connections(),
+            capacity.clone(),
         ));
         // From here on, whatever was started is stopped by the drop if something else fails.
         let (running, shards_running) = watch::channel(0);
         let mut gateway = Self {
             addresses: Addresses { websocket: None, tcp: None, admin: None },
-            capacity,
+            capacity: capacity.clone(),
             status: status.clone(),
             mailboxes: Vec::new(),
             shards: Vec::new(),
@@ -154,15 +152,7 @@ impl Gateway {
                 shard: shard as u8,
                 settings: config.engine_settings(capacity.connections_per_shard),
                 identity: identity.clone(),
-                driver: Options {
-                    sockets_max: capacity.sockets_per_ring,
-                    submission_entries: config.uring.submission_entries,
-                    completion_entries: config.uring.submission_entries * 8,
-                    receive_buffers: config.uring.receive_buffers,
-                    receive_buffer_bytes: config.uring.receive_buffer_bytes.as_bytes_u32(),
-                    accept_spare: config.uring.accept_spare,
-                    ..Options::default()
-                },
+                driver: config.driver_options(capacity.rings_per_shard, capacity.sockets_per_ring),
                 websocket,
                 tcp,
                 backlog_max: config.listen.backlog_max,

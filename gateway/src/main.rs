@@ -4,7 +4,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use millrace_gateway::{Config, Gateway, config::DEFAULT_TOML};
+use millrace_gateway::{Config, Gateway, capacity::Capacity, config::DEFAULT_TOML};
 use millrace_service::{logging, signal::Termination};
 
 #[global_allocator]
@@ -26,7 +26,9 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Judge a configuration: exit code 0 if it is valid, 1 if not, 2 for wrong arguments.
+    /// Judge a configuration and say how many connections it would hold on this machine, what
+    /// binds first and how to have more. Exit code 0 if it is valid, 1 if not, 2 for wrong
+    /// arguments.
     Check {
         /// The TOML file.
         #[arg(long, value_name = "FILE")]
@@ -51,9 +53,9 @@ fn main() -> ExitCode {
             Err(error) => fail(&error),
         },
         Command::Check { config } => match Config::load(&config) {
-            Ok(_) => {
+            Ok(read) => {
                 eprintln!("{}: valid", config.display());
-                ExitCode::SUCCESS
+                show_capacity(&read)
             }
             Err(error) => fail(&error),
         },
@@ -64,6 +66,19 @@ fn main() -> ExitCode {
                 Err(error) => fail(&error),
             }
         }
+    }
+}
+
+/// What the configuration would hold on this machine.
+fn show_capacity(config: &Config) -> ExitCode {
+    use std::io::Write;
+    let report = match Capacity::plan(config) {
+        Ok(capacity) => capacity.report(),
+        Err(reason) => return fail(&reason),
+    };
+    match writeln!(std::io::stdout(), "on this machine: {report}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
     }
 }
 
@@ -109,6 +124,9 @@ async fn serve(config: Config) -> ExitCode {
         "listening"
     );
     tracing::info!(capacity = %gateway.capacity(), "this process holds");
+    for warning in gateway.capacity().warnings() {
+        tracing::warn!(%warning, "the machine gives less than this gateway could use");
+    }
     tokio::select! {
         name = termination.received() => {
             tracing::info!(signal = name, "leaving: no new connections, clients are sent away");

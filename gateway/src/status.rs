@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    capacity::Capacity,
     config::Config,
     link::LinkStatus,
     shard::{Mailbox, Published, ShardSnapshot},
@@ -43,17 +44,16 @@ pub(crate) struct Status {
     links: Vec<Arc<LinkStatus>>,
     mailboxes: OnceLock<Vec<Mailbox>>,
     shards_failed: AtomicUsize,
-    /// Connections the process can hold.
-    pub connections_max: u64,
+    /// What the process can hold.
+    pub capacity: Capacity,
 }
 
 impl Status {
     pub fn new(
         config: Config,
         gateway_id: String,
-        shards: usize,
         links: Vec<Arc<LinkStatus>>,
-        connections_max: u64,
+        capacity: Capacity,
     ) -> Self {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
@@ -62,11 +62,11 @@ impl Status {
             started_unix_seconds: unix.as_secs_f64(),
             started: Instant::now(),
             phase: AtomicU8::new(Phase::Starting as u8),
-            published: (0..shards).map(|_| Published::default()).collect(),
+            published: (0..capacity.shards).map(|_| Published::default()).collect(),
             links,
             mailboxes: OnceLock::new(),
             shards_failed: AtomicUsize::new(0),
-            connections_max,
+            capacity,
         }
     }
 

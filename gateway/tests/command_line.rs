@@ -23,6 +23,28 @@ fn the_printed_default_is_valid() {
     std::fs::write(&file, &printed.stdout).expect("written");
     let checked = gateway(&["check", "--config", file.to_str().expect("UTF-8")]);
     assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
+    let report = text(&checked.stdout);
+    assert!(report.starts_with("on this machine: up to "), "{report}");
+    for part in ["connections_max: ", "descriptors: ", "For more: ", "net.core.somaxconn is "] {
+        assert!(report.contains(part), "{part} is not in:\n{report}");
+    }
+}
+
+#[test]
+fn a_table_above_the_limit_fails_check_and_run_alike() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("gateway.toml");
+    std::fs::write(&file, "[uring]\nsockets_max = 16777216\n").expect("written");
+    for command in ["check", "run"] {
+        let refused = Command::new("sh")
+            .args(["-c", "ulimit -n 512 && exec \"$0\" \"$@\""])
+            .args([env!("CARGO_BIN_EXE_millrace-gateway"), command, "--config"])
+            .arg(&file)
+            .output()
+            .expect("runs");
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(text(&refused.stderr).contains("RLIMIT_NOFILE allows a ring 512"));
+    }
 }
 
 #[test]

@@ -70,9 +70,18 @@ pub(super) fn render(status: &Status, workers: &Workers) -> String {
     page.single(
         "millrace_connections_max",
         Gauge,
-        "Connections this process can hold. Raise RLIMIT_NOFILE, gateway.shards or connections_max.",
-        status.connections_max,
+        "Connections this process can hold; millrace_capacity_connections says what binds.",
+        status.capacity.connections(),
     );
+    let mut bounds = page.metric(
+        "millrace_capacity_connections",
+        Gauge,
+        "Connections each bound allowed at the start; the least binds. `millrace-gateway check` says \
+         how to raise it.",
+    );
+    for bound in &status.capacity.bounds {
+        bounds.sample(&[("bound", bound.by.label())], bound.connections);
+    }
     page.single(
         "millrace_sessions",
         Gauge,
