@@ -1,5 +1,5 @@
-//! The administrative API, whatever the door: business services manage groups, send messages, end
-//! sessions and ask who is online. The messages are those of `api.proto`; [`crate::http`] and
+//! The administrative API, whatever the door: business services manage groups, send messages (to
+//! users, rooms, everybody), end sessions and ask who is online. The messages are those of `api.proto`; [`crate::http`] and
 //! [`crate::grpc`] are the doors, the chat domain answers.
 //!
 //! What both doors share is here too: the token, and how many calls run at the same time.
@@ -10,9 +10,10 @@ use async_trait::async_trait;
 use millrace_logic_sdk::Refused;
 use millrace_protocol::Code;
 use millrace_protocol::api::{
-    AddMembersRequest, AddMembersResponse, CreateGroupRequest, CreateGroupResponse,
-    GetGroupRequest, GetGroupResponse, GetPresenceRequest, GetPresenceResponse, KickUserRequest,
-    KickUserResponse, RemoveGroupRequest, RemoveGroupResponse, RemoveMembersRequest,
+    AddMembersRequest, AddMembersResponse, BroadcastRequest, BroadcastResponse, CreateGroupRequest,
+    CreateGroupResponse, GetGroupRequest, GetGroupResponse, GetPresenceRequest,
+    GetPresenceResponse, KickUserRequest, KickUserResponse, PublishRoomMessageRequest,
+    PublishRoomMessageResponse, RemoveGroupRequest, RemoveGroupResponse, RemoveMembersRequest,
     RemoveMembersResponse, SendMessageRequest, SendMessageResponse,
 };
 use subtle::ConstantTimeEq;
@@ -51,6 +52,15 @@ pub trait Api: Send + Sync + 'static {
         &self,
         request: SendMessageRequest,
     ) -> Result<SendMessageResponse, Refused>;
+
+    /// Sends a message to the members of a live room.
+    async fn publish_room_message(
+        &self,
+        request: PublishRoomMessageRequest,
+    ) -> Result<PublishRoomMessageResponse, Refused>;
+
+    /// Sends a notice to everybody who is online.
+    async fn broadcast(&self, request: BroadcastRequest) -> Result<BroadcastResponse, Refused>;
 
     /// Ends every session of a user.
     async fn kick_user(&self, request: KickUserRequest) -> Result<KickUserResponse, Refused>;

@@ -169,8 +169,22 @@ pub struct Limits {
     pub messages_per_second_max: u32,
     /// See [`ChatSettings::messages_burst_max`].
     pub messages_burst_max: u32,
+    /// See [`ServerSettings::rooms_max`].
+    pub rooms_max: usize,
+    /// See [`ServerSettings::room_members_max`].
+    pub room_members_max: u64,
     /// See [`ServerSettings::rooms_per_session_max`].
     pub rooms_per_session_max: usize,
+    /// See [`ChatSettings::room_messages_per_second_max`].
+    pub room_messages_per_second_max: u32,
+    /// See [`ChatSettings::room_messages_burst_max`].
+    pub room_messages_burst_max: u32,
+    /// See [`ChatSettings::room_body_bytes_max`].
+    pub room_body_bytes_max: ByteSize,
+    /// See [`ChatSettings::broadcasts_per_second_max`].
+    pub broadcasts_per_second_max: u32,
+    /// See [`ChatSettings::broadcasts_burst_max`].
+    pub broadcasts_burst_max: u32,
     /// See [`ChatSettings::reply_bytes_max`].
     pub reply_bytes_max: ByteSize,
     /// See [`ChatSettings::writes_queued_max`].
@@ -332,7 +346,14 @@ impl Default for Limits {
             frames_burst_max: chat.frames_burst_max,
             messages_per_second_max: chat.messages_per_second_max,
             messages_burst_max: chat.messages_burst_max,
+            rooms_max: ServerSettings::default().rooms_max,
+            room_members_max: ServerSettings::default().room_members_max,
             rooms_per_session_max: ServerSettings::default().rooms_per_session_max,
+            room_messages_per_second_max: chat.room_messages_per_second_max,
+            room_messages_burst_max: chat.room_messages_burst_max,
+            room_body_bytes_max: ByteSize::from_bytes(chat.room_body_bytes_max as u64),
+            broadcasts_per_second_max: chat.broadcasts_per_second_max,
+            broadcasts_burst_max: chat.broadcasts_burst_max,
             reply_bytes_max: ByteSize::from_bytes(chat.reply_bytes_max as u64),
             writes_queued_max: chat.writes_queued_max,
             commit_writes_max: chat.commit_writes_max,
@@ -549,6 +570,8 @@ impl Config {
             outbox_frames_max: self.link.outbox_frames_max,
             outbox_bytes_max: self.link.outbox_bytes_max.as_usize(),
             logins_max: self.link.logins_max,
+            rooms_max: self.limits.rooms_max,
+            room_members_max: self.limits.room_members_max,
             rooms_per_session_max: self.limits.rooms_per_session_max,
             retry_after_ms: self.limits.retry_after.as_millis_u32(),
             ..ServerSettings::default()
@@ -577,6 +600,12 @@ impl Config {
             frames_burst_max: limits.frames_burst_max,
             messages_per_second_max: limits.messages_per_second_max,
             messages_burst_max: limits.messages_burst_max,
+            room_messages_per_second_max: limits.room_messages_per_second_max,
+            room_messages_burst_max: limits.room_messages_burst_max,
+            rooms_paced_max: limits.rooms_max,
+            room_body_bytes_max: limits.room_body_bytes_max.as_usize(),
+            broadcasts_per_second_max: limits.broadcasts_per_second_max,
+            broadcasts_burst_max: limits.broadcasts_burst_max,
             receipt_interval: self.receipts.interval.as_std(),
             receipt_members_max: self.receipts.members_max,
             receipts_pending_max: self.receipts.pending_max,

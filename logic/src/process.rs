@@ -14,7 +14,7 @@ use crate::{
     admin::{self, Admin},
     api::{Api, Guard},
     bus::{Bus, MemoryBus, MemoryBusSettings},
-    chat::{Chat, Foundation},
+    chat::{Chat, Foundation, OpenRooms},
     config::Config,
     grpc,
     http::{self, HttpSettings},
@@ -120,6 +120,7 @@ impl Logic {
             registry: Arc::new(MemoryRegistry::new(MemoryRegistrySettings::default())),
             bus: bus.clone(),
             verifier: Arc::new(verifier),
+            rooms: Arc::new(OpenRooms),
         };
         let mut chat = None;
         let server = Server::bind(config.link.listen, config.server_settings(), |gateways| {

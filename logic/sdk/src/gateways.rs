@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use millrace_protocol::link::{
-    CloseSession, RoomFrame, RoomMembership, SendFrame, logic_event::Kind,
+    BroadcastFrame, CloseSession, RoomFrame, RoomMembership, SendFrame, logic_event::Kind,
 };
 use millrace_protocol::{Code, frame::Flags, limits};
 use prost::Message;
@@ -173,6 +173,34 @@ impl Gateways {
             self.hub.push(receiver.gateway, vec![Entry::new(Kind::RoomFrame(frame))]);
         }
         members
+    }
+
+    /// Sends a message to everybody who is logged in: it is published once to each gateway shard,
+    /// which fans it out. Returns how many sessions those shards have. The message must not encode
+    /// to nothing, as one with no field set does in protobuf.
+    ///
+    /// Live only, as [`Gateways::publish_room`]: shards whose stream is away are skipped.
+    pub fn broadcast<M: Message + Serialize>(&self, command: u16, message: &M) -> u64 {
+        let mut bodies = Bodies::new(self, command, message);
+        let (Some(body_protobuf), Some(body_json)) =
+            (bodies.get(Encoding::Protobuf), bodies.get(Encoding::Json))
+        else {
+            return 0;
+        };
+        let mut reached = 0;
+        for shard in self.hub.all_shards() {
+            let sessions = shard.sessions().len() as u64;
+            let Some(link) = shard.stream().filter(|_| sessions > 0) else { continue };
+            let frame = BroadcastFrame {
+                command: u32::from(command),
+                flags: 0,
+                body_protobuf: body_protobuf.clone(),
+                body_json: body_json.clone(),
+            };
+            link.push([Entry::new(Kind::BroadcastFrame(frame))], &self.hub.counters);
+            reached += sessions;
+        }
+        reached
     }
 
     /// How many members a live room has.

@@ -4,9 +4,10 @@ use async_trait::async_trait;
 use millrace_logic_sdk::Refused;
 use millrace_protocol::Code;
 use millrace_protocol::api::{
-    AddMembersRequest, AddMembersResponse, CreateGroupRequest, CreateGroupResponse,
-    GetGroupRequest, GetGroupResponse, GetPresenceRequest, GetPresenceResponse, KickUserRequest,
-    KickUserResponse, PresenceSession, RemoveGroupRequest, RemoveGroupResponse,
+    AddMembersRequest, AddMembersResponse, BroadcastRequest, BroadcastResponse, CreateGroupRequest,
+    CreateGroupResponse, GetGroupRequest, GetGroupResponse, GetPresenceRequest,
+    GetPresenceResponse, KickUserRequest, KickUserResponse, PresenceSession,
+    PublishRoomMessageRequest, PublishRoomMessageResponse, RemoveGroupRequest, RemoveGroupResponse,
     RemoveMembersRequest, RemoveMembersResponse, SendMessageRequest, SendMessageResponse,
 };
 
@@ -74,6 +75,18 @@ impl Api for EchoApi {
         }
         let message_id = format!("{}>{}", request.sender_id, request.user_id);
         Ok(SendMessageResponse { message_id, sequence: 7, ..SendMessageResponse::default() })
+    }
+
+    async fn publish_room_message(
+        &self,
+        request: PublishRoomMessageRequest,
+    ) -> Result<PublishRoomMessageResponse, Refused> {
+        let reason = format!("{}: {}", request.room_id, request.body);
+        Ok(PublishRoomMessageResponse { reason, members: 3, code: 0 })
+    }
+
+    async fn broadcast(&self, request: BroadcastRequest) -> Result<BroadcastResponse, Refused> {
+        Ok(BroadcastResponse { reason: request.body, sessions: 4, ..BroadcastResponse::default() })
     }
 
     async fn kick_user(&self, request: KickUserRequest) -> Result<KickUserResponse, Refused> {

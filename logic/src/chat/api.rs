@@ -7,9 +7,10 @@ use millrace_logic_sdk::Refused;
 use millrace_protocol::{
     Code,
     api::{
-        AddMembersRequest, AddMembersResponse, CreateGroupRequest, CreateGroupResponse,
-        GetGroupRequest, GetGroupResponse, GetPresenceRequest, GetPresenceResponse,
-        KickUserRequest, KickUserResponse, PresenceSession, RemoveGroupRequest,
+        AddMembersRequest, AddMembersResponse, BroadcastRequest, BroadcastResponse,
+        CreateGroupRequest, CreateGroupResponse, GetGroupRequest, GetGroupResponse,
+        GetPresenceRequest, GetPresenceResponse, KickUserRequest, KickUserResponse,
+        PresenceSession, PublishRoomMessageRequest, PublishRoomMessageResponse, RemoveGroupRequest,
         RemoveGroupResponse, RemoveMembersRequest, RemoveMembersResponse, SendMessageRequest,
         SendMessageResponse,
     },
@@ -19,9 +20,10 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{
-    Chat,
+    Chat, Core,
     processor::{Job, Origin},
     receiver::{append, unix_ms},
+    rooms,
 };
 use crate::{
     api::Api,
@@ -45,6 +47,14 @@ impl Chat {
             Ok(outcome) => Ok(outcome),
             Err(error) => Err(self.with_delay(error.code())),
         }
+    }
+
+    /// Does what needs no store, unless this process is leaving.
+    fn live<T>(&self, act: impl FnOnce(&Core) -> Result<T, Refused>) -> Result<T, Refused> {
+        if self.core.is_stopping() {
+            return Err(self.with_delay(Code::LogicUnavailable));
+        }
+        act(&self.core).inspect_err(|refused| self.core.count_refusal(refused.code))
     }
 
     fn refused(&self, code: Code, reason: impl Into<String>) -> Refused {
@@ -189,6 +199,17 @@ impl Api for Chat {
             }),
             other => Err(self.mismatched(&other)),
         }
+    }
+
+    async fn publish_room_message(
+        &self,
+        request: PublishRoomMessageRequest,
+    ) -> Result<PublishRoomMessageResponse, Refused> {
+        self.live(|core| rooms::publish_for(core, request))
+    }
+
+    async fn broadcast(&self, request: BroadcastRequest) -> Result<BroadcastResponse, Refused> {
+        self.live(|core| rooms::broadcast_for(core, request))
     }
 
     async fn kick_user(&self, request: KickUserRequest) -> Result<KickUserResponse, Refused> {

@@ -54,6 +54,8 @@ pub struct Metrics {
     pub(crate) catch_ups: Counter,
     pub(crate) catch_up_messages: Counter,
     pub(crate) catch_ups_failed: Counter,
+    pub(crate) room_messages: Counter,
+    pub(crate) broadcasts: Counter,
     pub(crate) reports_published: Counter,
     pub(crate) reports_dropped: Counter,
     pub(crate) presence_failed: Counter,
@@ -100,6 +102,8 @@ impl Default for Metrics {
             catch_ups: Counter::default(),
             catch_up_messages: Counter::default(),
             catch_ups_failed: Counter::default(),
+            room_messages: Counter::default(),
+            broadcasts: Counter::default(),
             reports_published: Counter::default(),
             reports_dropped: Counter::default(),
             presence_failed: Counter::default(),
@@ -155,6 +159,8 @@ impl Metrics {
             "catch_ups", "Sessions whose undelivered messages were pushed", catch_ups;
             "catch_up_messages", "Messages pushed by catch-ups", catch_up_messages;
             "catch_ups_failed", "Sessions closed because their catch-up failed", catch_ups_failed;
+            "room_messages", "Messages to live rooms handed to the gateways", room_messages;
+            "broadcasts", "Notices to everybody handed to the gateways", broadcasts;
             "reports_published", "Reports put on the bus", reports_published;
             "reports_dropped",
                 "Reports that the bus did not take; its subscribers are too slow, or gone",

@@ -12,7 +12,7 @@
 //! 3. `sync`: replies and deliveries, in commit order, from one task
 //!
 //! Beside it run `reads` (pulls and look-ups), `reports` (to the bus), `presence` (the registry and
-//! the device policy) and `catch_up` (what a session has missed). `online` is the table of connected sessions, and explains how nothing is
+//! the device policy), `rooms` (live messages) and `catch_up` (what a session has missed). `online` is the table of connected sessions, and explains how nothing is
 //! pushed twice in a steady run and nothing is missed. `api` serves business services through the
 //! same chain.
 //!
@@ -41,6 +41,7 @@ mod reads;
 mod receipts;
 mod receiver;
 mod reports;
+mod rooms;
 mod settings;
 mod sync;
 
@@ -63,8 +64,10 @@ use online::{HeldMax, Online, Rates};
 use processor::Job;
 use rate::Rate;
 use reports::Business;
+use rooms::Rooms;
 
 pub use metrics::Metrics;
+pub use rooms::{OpenRooms, RoomPolicy};
 pub use settings::ChatSettings;
 
 /// What the chat domain stands on.
@@ -77,6 +80,8 @@ pub struct Foundation {
     pub bus: Arc<dyn Bus>,
     /// Whose token it is.
     pub verifier: Arc<dyn TokenVerifier>,
+    /// Who may join live rooms and speak in them.
+    pub rooms: Arc<dyn RoomPolicy>,
 }
 
 /// See the module.
@@ -104,6 +109,7 @@ pub(crate) struct Core {
     pub verifier: Arc<dyn TokenVerifier>,
     pub gateways: Gateways,
     pub online: Online,
+    pub rooms: Rooms,
     pub metrics: Metrics,
     pub lifecycle_waker: Notify,
     pub catch_up_waker: Notify,
@@ -175,6 +181,7 @@ impl Chat {
         let (reports, to_publish) = mpsc::channel(settings.reports_queued_max.max(1));
         let core = Arc::new(Core {
             online: Online::new(rates, held_max),
+            rooms: Rooms::new(foundation.rooms, &settings),
             settings,
             store: foundation.store,
             registry: foundation.registry,

@@ -22,6 +22,12 @@ impl Bucket {
         Self { millitokens: u64::from(rate.burst_max) * 1_000, refilled_at_ms: now_ms }
     }
 
+    /// Whether it has refilled, so that forgetting it changes nothing.
+    pub(crate) fn is_full(&self, rate: Rate, now_ms: u64) -> bool {
+        let refill = now_ms.saturating_sub(self.refilled_at_ms) * u64::from(rate.per_second_max);
+        self.millitokens.saturating_add(refill) >= u64::from(rate.burst_max) * 1_000
+    }
+
     /// Takes one token, or says how long to wait for the next.
     pub(crate) fn take(&mut self, rate: Rate, now_ms: u64) -> Result<(), Duration> {
         let passed_ms = now_ms.saturating_sub(self.refilled_at_ms);

@@ -7,13 +7,11 @@
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use millrace_logic_sdk::Inbound;
 use millrace_protocol::{
     Code,
-    chat::{
-        DeliverAck, JoinRoom, LeaveRoom, Read, Report, RoomMessage, RoomReply, SendMessage,
-        UpdateConversation,
-    },
+    chat::{DeliverAck, NoticeAck, Read, Report, SendMessage, UpdateConversation},
     command,
 };
 use tokio::sync::mpsc;
@@ -23,7 +21,7 @@ use super::{
     Chat, Core, Intake,
     processor::{Job, Origin},
     reports::Business,
-    sync,
+    rooms, sync,
 };
 use crate::{
     bus::check_name,
@@ -32,9 +30,6 @@ use crate::{
         limits::{CLIENT_MESSAGE_ID_BYTES_MAX, GROUP_ID_BYTES_MAX, USER_ID_BYTES_MAX},
     },
 };
-
-/// Longest name of a room, in bytes.
-pub const ROOM_ID_BYTES_MAX: usize = 128;
 
 impl Chat {
     /// Frames of one stream, in the order received.
@@ -108,9 +103,15 @@ impl Chat {
                     core.refuse(&inbound, Code::Internal, Code::Internal.sentence());
                 }
             }
-            command::JOIN_ROOM => join_room(core, &inbound),
-            command::LEAVE_ROOM => leave_room(core, &inbound),
-            command::ROOM_MESSAGE => room_message(core, &inbound),
+            command::JOIN_ROOM => rooms::join(core, &inbound),
+            command::LEAVE_ROOM => rooms::leave(core, &inbound),
+            command::ROOM_MESSAGE => rooms::publish(core, &inbound),
+            // Notices are live, so there is nothing to remember.
+            command::NOTICE_ACK => {
+                if decode::<NoticeAck>(core, &inbound).is_some() {
+                    inbound.reply(Bytes::new());
+                }
+            }
             command::REPORT => report(core, intake, inbound).await,
             _ => {
                 let code = Code::UnknownCommand;
@@ -229,56 +230,4 @@ pub(crate) fn append(sender_id: String, message: SendMessage) -> Result<Write, &
 pub(crate) fn unix_ms() -> i64 {
     // A clock before 1970 is a machine without one; 0 says so.
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
-}
-
-fn room_id_fits(room_id: &str) -> bool {
-    (1..=ROOM_ID_BYTES_MAX).contains(&room_id.len())
-}
-
-fn refuse_room(core: &Core, inbound: &Inbound, code: Code, reason: &str) {
-    core.count_refusal(code);
-    let reply = RoomReply { code: code.number(), reason: reason.to_owned(), members: 0 };
-    inbound.reply_message(&reply);
-}
-
-const ROOM_ID_REASON: &str = "A room_id of 1 to 128 bytes is needed.";
-
-fn join_room(core: &Core, inbound: &Inbound) {
-    let Some(JoinRoom { room_id }) = decode(core, inbound) else { return };
-    if !room_id_fits(&room_id) {
-        return refuse_room(core, inbound, Code::BadRequest, ROOM_ID_REASON);
-    }
-    match core.gateways.join_room(&room_id, inbound.session.address) {
-        Ok(members) => inbound.reply_message(&RoomReply { members, ..RoomReply::default() }),
-        Err(refused) => refuse_room(core, inbound, refused.code, &refused.reason),
-    }
-}
-
-fn leave_room(core: &Core, inbound: &Inbound) {
-    let Some(LeaveRoom { room_id }) = decode(core, inbound) else { return };
-    if !room_id_fits(&room_id) {
-        return refuse_room(core, inbound, Code::BadRequest, ROOM_ID_REASON);
-    }
-    // Leaving a room that one is not in is no error: the wish is fulfilled.
-    match core.gateways.leave_room(&room_id, inbound.session.address) {
-        Ok(members) => inbound.reply_message(&RoomReply { members, ..RoomReply::default() }),
-        Err(refused) => refuse_room(core, inbound, refused.code, &refused.reason),
-    }
-}
-
-fn room_message(core: &Core, inbound: &Inbound) {
-    let Some(mut message) = decode::<RoomMessage>(core, inbound) else { return };
-    if !room_id_fits(&message.room_id) {
-        return refuse_room(core, inbound, Code::BadRequest, ROOM_ID_REASON);
-    }
-    if !core.gateways.is_in_room(&message.room_id, inbound.session.address) {
-        let reason = "Only a member of the room may speak in it; join first.";
-        return refuse_room(core, inbound, Code::NotPermitted, reason);
-    }
-    let room_id = message.room_id.clone();
-    message.sender_id = inbound.session.user_id.to_string();
-    let except = Some(inbound.session.address);
-    core.gateways.publish_room(&room_id, command::ROOM_MESSAGE, &message, except);
-    let members = core.gateways.room_members(&room_id);
-    inbound.reply_message(&RoomReply { members, ..RoomReply::default() });
 }

@@ -61,6 +61,20 @@ pub struct ChatSettings {
     pub messages_per_second_max: u32,
     /// How many of those at once after a quiet time.
     pub messages_burst_max: u32,
+    /// Messages a second that clients may send to one live room, all together. Above: ERROR
+    /// `rate_limited`, and nobody hears the message.
+    pub room_messages_per_second_max: u32,
+    /// How many of those at once after a quiet time.
+    pub room_messages_burst_max: u32,
+    /// Live rooms whose rate is kept, those that spoke within the last burst. Full: a room that was
+    /// silent until now is told `rate_limited`.
+    pub rooms_paced_max: usize,
+    /// Body of a room's message or of a broadcast, in bytes. Above: `too_large`.
+    pub room_body_bytes_max: usize,
+    /// Broadcasts a second that services may send to everybody. Above: `rate_limited`.
+    pub broadcasts_per_second_max: u32,
+    /// How many of those at once after a quiet time.
+    pub broadcasts_burst_max: u32,
     /// Receipts of one user in one conversation are sent at most this often.
     pub receipt_interval: Duration,
     /// Conversations with more members get no receipts of other members: one message to a group
@@ -101,6 +115,12 @@ impl Default for ChatSettings {
             frames_burst_max: 2_000,
             messages_per_second_max: 200,
             messages_burst_max: 400,
+            room_messages_per_second_max: 100,
+            room_messages_burst_max: 200,
+            rooms_paced_max: 100_000,
+            room_body_bytes_max: 16 * 1024,
+            broadcasts_per_second_max: 10,
+            broadcasts_burst_max: 20,
             receipt_interval: Duration::from_millis(200),
             receipt_members_max: 100,
             receipts_pending_max: 65_536,

@@ -6,13 +6,16 @@ use std::sync::Arc;
 
 use millrace_logic_sdk::Refused;
 use millrace_protocol::Code;
+use millrace_protocol::api::broadcast_service_server::{BroadcastService, BroadcastServiceServer};
 use millrace_protocol::api::group_service_server::{GroupService, GroupServiceServer};
 use millrace_protocol::api::message_service_server::{MessageService, MessageServiceServer};
+use millrace_protocol::api::room_service_server::{RoomService, RoomServiceServer};
 use millrace_protocol::api::user_service_server::{UserService, UserServiceServer};
 use millrace_protocol::api::{
-    AddMembersRequest, AddMembersResponse, CreateGroupRequest, CreateGroupResponse,
-    GetGroupRequest, GetGroupResponse, GetPresenceRequest, GetPresenceResponse, KickUserRequest,
-    KickUserResponse, RemoveGroupRequest, RemoveGroupResponse, RemoveMembersRequest,
+    AddMembersRequest, AddMembersResponse, BroadcastRequest, BroadcastResponse, CreateGroupRequest,
+    CreateGroupResponse, GetGroupRequest, GetGroupResponse, GetPresenceRequest,
+    GetPresenceResponse, KickUserRequest, KickUserResponse, PublishRoomMessageRequest,
+    PublishRoomMessageResponse, RemoveGroupRequest, RemoveGroupResponse, RemoveMembersRequest,
     RemoveMembersResponse, SendMessageRequest, SendMessageResponse,
 };
 use tokio::net::TcpListener;
@@ -32,18 +35,22 @@ pub const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 /// Calls of one connection at the same time; HTTP/2 refuses more.
 const CALLS_PER_CONNECTION_MAX: u32 = 256;
 
-/// The three services, for a server that has others too.
+/// The services, for a server that has others too.
 pub fn routes(api: Arc<dyn Api>, guard: Guard) -> Routes {
     let door = Arc::new(Door { api, guard });
     let groups = GroupServiceServer::from_arc(Arc::clone(&door));
     let messages = MessageServiceServer::from_arc(Arc::clone(&door));
+    let rooms = RoomServiceServer::from_arc(Arc::clone(&door));
+    let broadcast = BroadcastServiceServer::from_arc(Arc::clone(&door));
     let users = UserServiceServer::from_arc(door);
     Routes::new(groups.max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(messages.max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(rooms.max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(broadcast.max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(users.max_decoding_message_size(MESSAGE_BYTES_MAX))
 }
 
-/// Serves the three services until `stop` comes; calls under way are finished.
+/// Serves the services until `stop` comes; calls under way are finished.
 ///
 /// # Errors
 /// The listener failed.
@@ -129,6 +136,27 @@ impl MessageService for Door {
         request: Request<SendMessageRequest>,
     ) -> Result<Response<SendMessageResponse>, Status> {
         self.call(request, |api, request| async move { api.send_message(request).await }).await
+    }
+}
+
+#[tonic::async_trait]
+impl RoomService for Door {
+    async fn publish_room_message(
+        &self,
+        request: Request<PublishRoomMessageRequest>,
+    ) -> Result<Response<PublishRoomMessageResponse>, Status> {
+        self.call(request, |api, request| async move { api.publish_room_message(request).await })
+            .await
+    }
+}
+
+#[tonic::async_trait]
+impl BroadcastService for Door {
+    async fn broadcast(
+        &self,
+        request: Request<BroadcastRequest>,
+    ) -> Result<Response<BroadcastResponse>, Status> {
+        self.call(request, |api, request| async move { api.broadcast(request).await }).await
     }
 }
 

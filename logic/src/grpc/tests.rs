@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use millrace_protocol::Code;
+use millrace_protocol::api::broadcast_service_client::BroadcastServiceClient;
 use millrace_protocol::api::group_service_client::GroupServiceClient;
 use millrace_protocol::api::message_service_client::MessageServiceClient;
+use millrace_protocol::api::room_service_client::RoomServiceClient;
 use millrace_protocol::api::user_service_client::UserServiceClient;
 use millrace_protocol::api::{
-    AddMembersRequest, CreateGroupRequest, GetGroupRequest, GetPresenceRequest, KickUserRequest,
-    RemoveGroupRequest, RemoveMembersRequest, SendMessageRequest,
+    AddMembersRequest, BroadcastRequest, CreateGroupRequest, GetGroupRequest, GetPresenceRequest,
+    KickUserRequest, PublishRoomMessageRequest, RemoveGroupRequest, RemoveMembersRequest,
+    SendMessageRequest,
 };
 use tokio::net::TcpListener;
 use tonic::Request;
@@ -55,6 +58,18 @@ async fn every_call_reaches_its_method() {
     let request = SendMessageRequest { sender_id: "a".to_owned(), ..SendMessageRequest::default() };
     let sent = MessageServiceClient::new(channel.clone()).send_message(with_token(request)).await;
     assert_eq!(sent.expect("sent").get_ref().message_id, "a>");
+    let request = PublishRoomMessageRequest {
+        room_id: "r".to_owned(),
+        body: "b".to_owned(),
+        ..PublishRoomMessageRequest::default()
+    };
+    let mut rooms = RoomServiceClient::new(channel.clone());
+    let published = rooms.publish_room_message(with_token(request)).await.expect("published");
+    assert_eq!((&*published.get_ref().reason, published.get_ref().members), ("r: b", 3));
+    let request = BroadcastRequest { body: "b".to_owned(), ..BroadcastRequest::default() };
+    let mut everybody = BroadcastServiceClient::new(channel.clone());
+    let told = everybody.broadcast(with_token(request)).await.expect("told");
+    assert_eq!((&*told.get_ref().reason, told.get_ref().sessions), ("b", 4));
     let mut users = UserServiceClient::new(channel);
     let request = KickUserRequest { user_id: "a".to_owned(), reason: "b".to_owned() };
     assert_eq!(

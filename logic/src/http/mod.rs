@@ -7,6 +7,8 @@
 //! | `GET`, `DELETE /v1/groups/{group_id}` | `GetGroupResponse`, `RemoveGroupResponse` |
 //! | `POST`, `DELETE /v1/groups/{group_id}/members` | `AddMembersResponse`, `RemoveMembersResponse` |
 //! | `POST /v1/messages` | `SendMessageResponse` |
+//! | `POST /v1/rooms/{room_id}/messages` | `PublishRoomMessageResponse` |
+//! | `POST /v1/broadcast` | `BroadcastResponse` |
 //! | `POST /v1/users/{user_id}/kick` | `KickUserResponse` |
 //! | `GET /v1/users/{user_id}/presence` | `GetPresenceResponse` |
 //! | `GET /livez`, `/readyz` (without the token) | `{"status"}`, and a reason with 503 |
@@ -25,8 +27,9 @@ use axum::routing::{get, post};
 use millrace_logic_sdk::Refused;
 use millrace_protocol::Code;
 use millrace_protocol::api::{
-    AddMembersRequest, CreateGroupRequest, GetGroupRequest, GetPresenceRequest, KickUserRequest,
-    RemoveGroupRequest, RemoveMembersRequest, SendMessageRequest,
+    AddMembersRequest, BroadcastRequest, CreateGroupRequest, GetGroupRequest, GetPresenceRequest,
+    KickUserRequest, PublishRoomMessageRequest, RemoveGroupRequest, RemoveMembersRequest,
+    SendMessageRequest,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -66,6 +69,8 @@ pub fn router(api: Arc<dyn Api>, guard: Guard, settings: HttpSettings) -> Router
         .route("/v1/groups/{group_id}", get(get_group).delete(remove_group))
         .route("/v1/groups/{group_id}/members", post(add_members).delete(remove_members))
         .route("/v1/messages", post(send_message))
+        .route("/v1/rooms/{room_id}/messages", post(publish_room_message))
+        .route("/v1/broadcast", post(broadcast))
         .route("/v1/users/{user_id}/kick", post(kick_user))
         .route("/v1/users/{user_id}/presence", get(get_presence))
         .route("/livez", get(livez))
@@ -122,6 +127,22 @@ async fn send_message(State(door): State<Arc<Door>>, call: Request) -> Response 
         |api, request: SendMessageRequest| async move { api.send_message(request).await },
     )
     .await
+}
+
+async fn publish_room_message(
+    State(door): State<Arc<Door>>,
+    Id(room_id): Id,
+    call: Request,
+) -> Response {
+    door.call(call, |api, request: PublishRoomMessageRequest| async move {
+        api.publish_room_message(PublishRoomMessageRequest { room_id, ..request }).await
+    })
+    .await
+}
+
+async fn broadcast(State(door): State<Arc<Door>>, call: Request) -> Response {
+    door.call(call, |api, request: BroadcastRequest| async move { api.broadcast(request).await })
+        .await
 }
 
 async fn kick_user(State(door): State<Arc<Door>>, Id(user_id): Id, call: Request) -> Response {

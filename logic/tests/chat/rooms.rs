@@ -1,11 +1,17 @@
 //! Live rooms: members hear each other, nothing is stored.
 
-use millrace_logic_sdk::Encoding;
+use millrace_logic_sdk::{
+    Encoding,
+    testing::{FakeGatewaySettings, listed_session},
+};
 use millrace_protocol::{
     Code,
-    chat::{JoinRoom, LeaveRoom, RoomMessage, RoomReply},
+    chat::{JoinRoom, LeaveRoom, Notice, NoticeAck, RoomMessage, RoomReply},
     command,
+    link::RoomMembers,
 };
+use millrace_service::units::ByteSize;
+use serde_json::json;
 
 use crate::world::{Clients, QUIET, World, request_id};
 
@@ -74,4 +80,133 @@ async fn a_room_needs_a_name_and_a_session_has_only_so_many() {
         let reply = gateway.request(1, command::JOIN_ROOM, request_id(), &join(room_id)).await;
         assert_eq!(reply.decode::<RoomReply>().code, code.number(), "{room_id:?}");
     }
+}
+
+#[tokio::test]
+async fn what_is_too_large_or_too_fast_is_refused_and_heard_by_nobody() {
+    let world = World::start_with(|config| {
+        config.limits.room_body_bytes_max = ByteSize::from_bytes(1_024);
+        config.limits.room_messages_burst_max = 3;
+        config.limits.room_messages_per_second_max = 1;
+        config.limits.room_members_max = 2;
+    })
+    .await;
+    let mut gateway = world.gateway("a").await;
+    for (session_id, user_id) in [(1, "alice"), (2, "bob"), (3, "carol")] {
+        gateway.enter(session_id, user_id).await;
+        let join = join("hall");
+        let reply = gateway.request(session_id, command::JOIN_ROOM, request_id(), &join).await;
+        let code = if session_id == 3 { Code::OverCapacity } else { Code::Ok };
+        assert_eq!(reply.decode::<RoomReply>().code, code.number());
+    }
+    let large = message("hall", &"x".repeat(1_025));
+    let refused = gateway.request(1, command::ROOM_MESSAGE, request_id(), &large).await;
+    assert_eq!(refused.decode::<RoomReply>().code, Code::TooLarge.number());
+    // However slow this machine is: of ten messages at least one comes before the next refill,
+    // unless they take ten seconds.
+    let mut taken = Vec::new();
+    let mut limited = 0;
+    for number in 0..10 {
+        let said = message("hall", &number.to_string());
+        let reply = gateway.request(1, command::ROOM_MESSAGE, request_id(), &said).await;
+        match reply.error() {
+            None => taken.push(number.to_string()),
+            Some(code) => {
+                assert_eq!(code, Code::RateLimited);
+                let error: millrace_protocol::session::Error = reply.decode();
+                assert!((1..=1_000).contains(&error.retry_after_ms), "{}", error.retry_after_ms);
+                limited += 1;
+            }
+        }
+    }
+    assert!(limited > 0 && taken.len() >= 3, "taken {taken:?}");
+    let mut heard = Vec::new();
+    for _ in &taken {
+        let frame = gateway.next_of(2, command::ROOM_MESSAGE).await;
+        heard.push(frame.decode::<RoomMessage>().body);
+    }
+    assert_eq!(heard, taken, "in order, and nothing that was refused");
+    gateway.read_for(QUIET).await;
+    assert_eq!(gateway.inbox(2), 0);
+}
+
+#[tokio::test]
+async fn services_speak_in_rooms_and_to_everybody() {
+    let world = World::start_with(|config| config.limits.broadcasts_burst_max = 1).await;
+    let mut gateway = world.gateway("a").await;
+    gateway.enter(1, "alice").await;
+    gateway.enter_as(2, "bob", "browser", "web", Encoding::Json).await;
+    gateway.enter(3, "carol").await;
+    for session_id in [1, 2] {
+        gateway.request(session_id, command::JOIN_ROOM, request_id(), &join("a/b")).await;
+    }
+    let body = json!({ "sender_id": "the host", "type": 2, "body": "welcome" });
+    let (status, reply) = world.http("POST", "/v1/rooms/a%2Fb/messages", body).await;
+    assert_eq!((status, &reply["members"]), (200, &json!("2")), "{reply}");
+    for session_id in [1, 2] {
+        let heard: RoomMessage = gateway.next_of(session_id, command::ROOM_MESSAGE).await.decode();
+        assert_eq!((&*heard.sender_id, &*heard.body, heard.r#type), ("the host", "welcome", 2));
+    }
+    let (status, reply) =
+        world.http("POST", "/v1/rooms/nobody/messages", json!({ "body": "?" })).await;
+    assert_eq!((status, &reply["members"]), (200, &json!("0")));
+
+    let body = json!({ "notice_id": "n1", "type": 5, "body": "for all" });
+    let (status, reply) = world.http("POST", "/v1/broadcast", body.clone()).await;
+    assert_eq!((status, &reply["sessions"], &reply["notice_id"]), (200, &json!("3"), &json!("n1")));
+    for session_id in [1, 2, 3] {
+        let heard: Notice = gateway.next_of(session_id, command::NOTICE).await.decode();
+        assert_eq!((&*heard.notice_id, &*heard.body, heard.r#type), ("n1", "for all", 5));
+        assert!(heard.sent_at_ms > 0);
+    }
+    let ack = NoticeAck { notice_id: "n1".into() };
+    let reply = gateway.request(1, command::NOTICE_ACK, request_id(), &ack).await;
+    assert_eq!(reply.command, command::reply(command::NOTICE_ACK));
+    // The rate refills a tenth of a second later, so one of many is refused on any machine.
+    let mut refused = false;
+    for _ in 0..50 {
+        let (status, reply) = world.http("POST", "/v1/broadcast", body.clone()).await;
+        refused |= (status, &reply["code"]) == (429, &json!(Code::RateLimited.number()));
+        if refused {
+            break;
+        }
+    }
+    assert!(refused);
+    for (path, body, status) in [
+        ("/v1/broadcast", json!({ "body": "x".repeat(16 * 1024 + 1) }), 413),
+        ("/v1/rooms/r/messages", json!({ "body": "x".repeat(16 * 1024 + 1) }), 413),
+        ("/v1/rooms/r/messages", json!({ "sender_id": "s".repeat(129) }), 400),
+    ] {
+        assert_eq!(world.http("POST", path, body).await.0, status, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn members_hear_on_after_a_restart_of_logic() {
+    let mut world = World::start().await;
+    let mut gateway = world.gateway("a").await;
+    gateway.enter(1, "alice").await;
+    gateway.enter(2, "bob").await;
+    for session_id in [1, 2] {
+        gateway.request(session_id, command::JOIN_ROOM, request_id(), &join("hall")).await;
+    }
+    world.restart().await;
+    let sessions = vec![
+        listed_session(1, "alice", Encoding::Protobuf),
+        listed_session(2, "bob", Encoding::Protobuf),
+    ];
+    let rooms = vec![RoomMembers { room_id: "hall".into(), session_ids: vec![1, 2] }];
+    let settings = FakeGatewaySettings {
+        gateway_id: "a".into(),
+        sessions,
+        rooms,
+        ..FakeGatewaySettings::default()
+    };
+    let mut gateway = world.gateway_with(settings).await;
+    let said = message("hall", "still here?");
+    let reply = gateway.request(1, command::ROOM_MESSAGE, request_id(), &said).await;
+    let reply: RoomReply = reply.decode();
+    assert_eq!((reply.code, reply.members), (0, 2), "a member still, {}", reply.reason);
+    let heard: RoomMessage = gateway.next_of(2, command::ROOM_MESSAGE).await.decode();
+    assert_eq!(&*heard.body, "still here?");
 }

@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use millrace_logic::{
     bus::{MemoryBus, MemoryBusSettings},
-    chat::{Chat, ChatSettings, Foundation},
+    chat::{Chat, ChatSettings, Foundation, OpenRooms},
     login::Hs256Verifier,
     registry::{MemoryRegistry, MemoryRegistrySettings},
     storage::{
@@ -118,6 +118,7 @@ impl Bench {
             registry: Arc::new(MemoryRegistry::new(MemoryRegistrySettings::default())),
             bus: Arc::new(MemoryBus::new(MemoryBusSettings::default())),
             verifier: Arc::new(Hs256Verifier::new(SECRET.as_bytes(), 0).expect("long enough")),
+            rooms: Arc::new(OpenRooms),
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let server =

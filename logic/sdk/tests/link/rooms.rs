@@ -124,3 +124,30 @@ async fn a_logic_that_restarted_takes_the_rooms_over() {
     }
     assert_eq!(gateway.inbox(3), 0);
 }
+
+#[tokio::test]
+async fn a_broadcast_reaches_every_session_once_and_is_published_once_a_shard() {
+    let (server, recorder) = serve(ServerSettings::default()).await;
+    let mut gateways = Vec::new();
+    for shard in 0..3 {
+        let settings = FakeGatewaySettings { shard, ..Default::default() };
+        gateways.push(connect(&server, settings).await);
+    }
+    for (shard, id, encoding) in
+        [(0, 1, Encoding::Protobuf), (0, 2, Encoding::Json), (1, 3, Encoding::Json)]
+    {
+        login(&mut gateways[shard], id, encoding).await;
+    }
+    let out = recorder.gateways();
+    let sent = out.counters().frames_sent;
+    assert_eq!(out.broadcast(command::NOTICE, &message("all")), 3);
+    assert_eq!(out.counters().frames_sent, sent + 2, "the third shard has nobody");
+    for (shard, id) in [(0, 1), (0, 2), (1, 3)] {
+        let frame = gateways[shard].next_frame(id).await.expect("the stream lives");
+        assert_eq!((frame.command, frame.decode()), (command::NOTICE, message("all")));
+    }
+    for gateway in &mut gateways {
+        gateway.read_for(Duration::from_millis(20)).await;
+        assert_eq!((1..=3).map(|id| gateway.inbox(id)).sum::<usize>(), 0);
+    }
+}
