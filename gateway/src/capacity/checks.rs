@@ -92,6 +92,13 @@ pub(super) fn of(config: &Config, capacity: &Capacity, machine: &Machine) -> Vec
         format!("sysctl -w net.ipv4.tcp_mem=\"{} {pages} {}\"", pages * 3 / 4, pages * 3 / 2),
     );
     at_least(
+        "net.netfilter.nf_conntrack_max",
+        machine.conntrack_max,
+        capacity.connections(),
+        "packets of connections that cannot be tracked are dropped, unless their port is exempt",
+        sysctl("net.netfilter.nf_conntrack_max", 2 * capacity.connections()),
+    );
+    at_least(
         "vm.max_map_count",
         machine.map_count_max,
         MAPPINGS_BESIDES + MAPPINGS_PER_RING * rings,

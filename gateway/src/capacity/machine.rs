@@ -22,7 +22,7 @@ pub struct Machine {
     pub files_max: Option<u64>,
     /// Open files of the whole machine.
     pub files_open: Option<u64>,
-    /// net.netfilter.nf_conntrack_max, where connections are tracked.
+    /// net.netfilter.nf_conntrack_max, where anything is tracked: the module may be there and unused.
     pub conntrack_max: Option<u64>,
     /// net.core.somaxconn.
     pub somaxconn: Option<u64>,
@@ -59,7 +59,9 @@ impl Machine {
             is_memory_of_cgroup: in_cgroup.is_some() && in_cgroup < in_machine,
             files_max: sysctl("fs/file-max").filter(|_| !has(CAP_SYS_ADMIN)),
             files_open: files.first().copied(),
-            conntrack_max: sysctl("net/netfilter/nf_conntrack_max"),
+            conntrack_max: sysctl("net/netfilter/nf_conntrack_max").filter(|_| {
+                sysctl("net/netfilter/nf_conntrack_count").is_some_and(|used| used > 0)
+            }),
             somaxconn: sysctl("net/core/somaxconn"),
             syn_backlog_max: sysctl("net/ipv4/tcp_max_syn_backlog"),
             tcp_mem_pages: numbers("/proc/sys/net/ipv4/tcp_mem").try_into().ok(),

@@ -82,8 +82,6 @@ pub enum BoundBy {
     Memory,
     /// fs.file-max.
     Files,
-    /// net.netfilter.nf_conntrack_max.
-    Conntrack,
 }
 
 impl BoundBy {
@@ -94,7 +92,6 @@ impl BoundBy {
             Self::Descriptors => "descriptors",
             Self::Memory => "memory",
             Self::Files => "files",
-            Self::Conntrack => "conntrack",
         }
     }
 }
@@ -264,18 +261,6 @@ fn bounds(
             format!("sysctl -w fs.file-max={}", wanted + open + 2 * FILES_SPARE),
         );
     }
-    if let Some(conntrack_max) = machine.conntrack_max {
-        bound(
-            BoundBy::Conntrack,
-            conntrack_max.max(1),
-            format!("net.netfilter.nf_conntrack_max {conntrack_max}"),
-            format!(
-                "sysctl -w net.netfilter.nf_conntrack_max={}, or exempt the listeners' ports from \
-                 tracking",
-                2 * wanted
-            ),
-        );
-    }
     bounds.sort_by_key(|bound| bound.connections);
     bounds
 }
@@ -327,7 +312,7 @@ mod tests {
         // Whatever binds: all that are let in fit, with the spare entries and those to be refused.
         let entries = u64::from(capacity.sockets_per_ring) * u64::from(capacity.rings_per_shard);
         let spare = u64::from(config.uring.accept_spare) * u64::from(capacity.rings_per_shard);
-        assert!(entries >= u64::from(capacity.connections_per_shard) + spare + 1, "{capacity}");
+        assert!(entries > u64::from(capacity.connections_per_shard) + spare, "{capacity}");
         assert!(u64::from(capacity.sockets_per_ring) <= machine.descriptors);
         assert!(capacity.rings_per_shard <= config.uring.rings_max);
         capacity
@@ -383,7 +368,7 @@ mod tests {
             memory_available_bytes: Some(1 << 28),
             files_max: Some(100_000),
             files_open: Some(1_000),
-            conntrack_max: Some(65_536),
+            conntrack_max: Some(500),
             somaxconn: Some(128),
             syn_backlog_max: Some(128),
             tcp_mem_pages: Some([100, 200, 300]),
@@ -413,7 +398,7 @@ mod tests {
             let expected = if fix == "MemoryMax=" { "add memory" } else { fix };
             assert!(report.contains(expected), "{expected} is not in:\n{report}");
         }
-        assert_eq!(capacity.warnings().len(), 4 + capacity.checks.len());
+        assert_eq!(capacity.warnings().len(), 3 + capacity.checks.len());
     }
 
     #[test]
