@@ -4,7 +4,7 @@
 mod harness;
 
 use bytes::Bytes;
-use harness::Harness;
+use harness::{Harness, LINK};
 use millrace_engine::{Dropped, Settings, SlowConsumer};
 use millrace_protocol::{
     Code,
@@ -52,6 +52,24 @@ fn without_credit_frames_wait_and_go_out_in_turn() {
     for socket in &sockets {
         assert!(!harness.socket(*socket).paused);
     }
+    harness.finish();
+}
+
+#[test]
+fn a_link_that_takes_nothing_is_not_asked_for_heartbeats_without_end() {
+    let mut harness = Harness::linked(Settings::default());
+    for _ in 0..3 {
+        let due = harness.engine.next_deadline_ms().expect("a heartbeat is due");
+        harness.now.monotonic_ms = due;
+        harness.engine.tick(harness.now);
+        // The ring of the stream is full: nothing can be taken.
+        harness.engine.link_is_full(LINK);
+        let next = harness.engine.next_deadline_ms().expect("a heartbeat is due");
+        assert!(next >= due + 1_000, "asked again after {} ms", next - due);
+    }
+    let sent = harness.to_logic.len();
+    harness.wait(4_000);
+    assert_eq!(harness.to_logic.len(), sent, "a heartbeat has no events");
     harness.finish();
 }
 

@@ -279,6 +279,7 @@ impl<D: Driver> Shard<D> {
             let mut given = false;
             loop {
                 if !outbound.has_room() {
+                    self.engine.link_is_full(link.id);
                     all_taken = false;
                     break;
                 }

@@ -49,6 +49,15 @@ impl Engine {
         u64::from(self.identity.lease_ms / 3).max(1)
     }
 
+    /// The stream takes no batch now. What waits for it will say that we live; until then no
+    /// heartbeat is due, else [`Self::next_deadline_ms`] would ask for one without end.
+    pub fn link_is_full(&mut self, link: LinkId) {
+        let postponed_ms = self.now.monotonic_ms + self.heartbeat_interval_ms();
+        if let Some(active) = self.link.as_mut().filter(|active| active.id == link) {
+            active.heartbeat_at_ms = active.heartbeat_at_ms.max(postponed_ms);
+        }
+    }
+
     /// A stream has ended. Requests and logins in flight are answered `logic_unavailable`;
     /// sessions stay.
     pub fn link_down(&mut self, now: Now, link: LinkId) {
