@@ -311,20 +311,31 @@ async fn carry(
         .into_inner();
     let mut heard_hello = false;
     let mut farewell: Option<Instant> = None;
+    // One timer for the stream, looked at when it fires, and none for each batch.
+    let mut heard = Instant::now();
+    let silence = sleep(lease);
+    tokio::pin!(silence);
     loop {
         let received = tokio::select! {
-            received = timeout(lease, inbound.message()) => received,
+            biased;
+            received = inbound.message() => received,
             () = port.abandoned(), if farewell.is_none() => {
                 farewell = Some(Instant::now() + FAREWELL);
                 continue;
             }
             () = until(farewell) => return Err(Ended::ShardGone),
+            () = &mut silence => {
+                if heard.elapsed() >= lease {
+                    return Err(Ended::Silent(lease));
+                }
+                silence.as_mut().reset(heard + lease);
+                continue;
+            }
         };
         let batch = match received {
-            Err(_) => return Err(Ended::Silent(lease)),
-            Ok(Err(status)) => return Err(Ended::Status(describe(&status))),
-            Ok(Ok(None)) => return Err(Ended::EndOfStream),
-            Ok(Ok(Some(batch))) => batch,
+            Err(status) => return Err(Ended::Status(describe(&status))),
+            Ok(None) => return Err(Ended::EndOfStream),
+            Ok(Some(batch)) => batch,
         };
         status.received(&batch);
         if !heard_hello {
@@ -335,6 +346,7 @@ async fn carry(
             heard_hello = true;
             if reply.lease_ms != 0 {
                 lease = lease.min(Duration::from_millis(reply.lease_ms.into()));
+                silence.as_mut().reset(Instant::now() + lease);
             }
             status.came_up();
             tracing::info!(
@@ -348,6 +360,8 @@ async fn carry(
         if farewell.is_none() {
             port.deliver(FromLink::Batch(batch)).await?;
         }
+        // While the shard had no room nobody listened: that time is not logic's.
+        heard = Instant::now();
     }
 }
 
