@@ -26,4 +26,6 @@ mod status;
 pub use config::Config;
 pub use gateway::{Addresses, Gateway, RunError, StartError};
 pub use link::LinkStatusSnapshot;
+#[doc(hidden)]
+pub use link::measuring as link_measuring;
 pub use status::Phase;

@@ -8,6 +8,7 @@
 //! logic's first event is HelloReply.
 
 mod client;
+pub mod measuring;
 mod outbound;
 mod port;
 mod threads;
