@@ -2,7 +2,7 @@
 
 use millrace_protocol::Code;
 
-use crate::effect::TransportKind;
+use crate::{durations::Durations, effect::TransportKind};
 
 /// Rows of the table of codes.
 const CODES: usize = Code::ALL.len();
@@ -99,6 +99,12 @@ pub struct Counters {
     pub sessions_ended: [u64; CODES],
     /// Sessions now.
     pub sessions: u64,
+    /// From a login's question to logic's answer; like the next two a sample.
+    pub login_durations: Durations,
+    /// From a request to its answer.
+    pub request_durations: Durations,
+    /// From a frame's arrival from logic until all that was queued with it was sent.
+    pub delivery_durations: Durations,
     /// Requests without an answer now.
     pub requests_in_flight: u64,
     /// Logins that wait for logic now.

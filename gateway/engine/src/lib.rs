@@ -17,6 +17,7 @@
 
 mod connection;
 mod counters;
+mod durations;
 mod effect;
 mod engine;
 mod link;
@@ -27,6 +28,7 @@ mod timer_wheel;
 pub mod transport;
 
 pub use counters::{Counters, Dropped, Traffic};
+pub use durations::Durations;
 pub use effect::{ConnectionId, Effect, LinkId, Now, TransportKind};
 pub use engine::{ConnectionInfo, Engine};
 pub use settings::{Drain, GatewayIdentity, Settings, SlowConsumer};

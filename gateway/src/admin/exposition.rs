@@ -2,6 +2,8 @@
 
 use std::fmt::{Display, Write};
 
+use millrace_engine::Durations;
+
 /// What a metric is.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
@@ -9,6 +11,8 @@ pub(super) enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
+    /// Durations in buckets; see [`Metric::durations`].
+    Histogram,
 }
 
 /// A page of metrics in the making.
@@ -29,6 +33,7 @@ impl Page {
         let kind = match kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
         };
         self.write(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
         Metric { page: self, name }
@@ -49,10 +54,34 @@ impl Page {
 }
 
 impl Metric<'_> {
+    /// A histogram in seconds under these labels.
+    pub fn durations(&mut self, labels: &[(&str, &str)], durations: &Durations) -> &mut Self {
+        let name = self.name;
+        let mut sample = |suffix: &str, labels: &[(&str, &str)], value: &dyn Display| {
+            let mut metric = Metric { page: self.page, name };
+            metric.suffixed(suffix, labels, value);
+        };
+        let mut below = 0;
+        for (index, count) in durations.buckets.iter().enumerate() {
+            below += count;
+            let bound = Durations::BOUNDS_MS.get(index);
+            let bound = bound.map_or("+Inf".to_owned(), |ms| (*ms as f64 / 1e3).to_string());
+            sample("_bucket", &[labels, &[("le", &bound)]].concat(), &below);
+        }
+        sample("_sum", labels, &(durations.sum_ms as f64 / 1e3));
+        sample("_count", labels, &below);
+        self
+    }
+
     /// One sample with its labels.
     pub fn sample(&mut self, labels: &[(&str, &str)], value: impl Display) -> &mut Self {
+        self.suffixed("", labels, &value);
+        self
+    }
+
+    fn suffixed(&mut self, suffix: &str, labels: &[(&str, &str)], value: &dyn Display) {
         let name = self.name;
-        self.page.write(format_args!("{name}"));
+        self.page.write(format_args!("{name}{suffix}"));
         for (index, (label, text)) in labels.iter().enumerate() {
             let open = if index == 0 { '{' } else { ',' };
             let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
@@ -60,13 +89,36 @@ impl Metric<'_> {
         }
         let close = if labels.is_empty() { "" } else { "}" };
         self.page.write(format_args!("{close} {value}\n"));
-        self
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use millrace_engine::Durations;
+
     use super::{Kind, Page};
+
+    #[test]
+    fn a_histogram_counts_everything_at_or_below_a_bound() {
+        let mut page = Page::default();
+        let mut durations = Durations { sum_ms: 9_003, ..Durations::default() };
+        (durations.buckets[0], durations.buckets[2], durations.buckets[12]) = (2, 1, 1);
+        page.metric("t_seconds", Kind::Histogram, "Time.")
+            .durations(&[("method", "x")], &durations);
+        let text = page.into_text();
+        for line in [
+            "# TYPE t_seconds histogram",
+            "t_seconds_bucket{method=\"x\",le=\"0.001\"} 2",
+            "t_seconds_bucket{method=\"x\",le=\"0.002\"} 2",
+            "t_seconds_bucket{method=\"x\",le=\"0.005\"} 3",
+            "t_seconds_bucket{method=\"x\",le=\"5\"} 3",
+            "t_seconds_bucket{method=\"x\",le=\"+Inf\"} 4",
+            "t_seconds_sum{method=\"x\"} 9.003",
+            "t_seconds_count{method=\"x\"} 4",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+    }
 
     #[test]
     fn a_page_is_what_prometheus_reads() {

@@ -6,14 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use millrace_engine::{ConnectionInfo, Dropped, Traffic, TransportKind};
+use millrace_engine::{ConnectionInfo, Dropped, Durations, Traffic, TransportKind};
 use millrace_protocol::Code;
 use millrace_service::cpu_time;
 use serde_json::{Value, json};
 
 use super::{
     exposition::{
-        Kind::{Counter, Gauge},
+        Kind::{Counter, Gauge, Histogram},
         Page,
     },
     process::ProcessFigures,
@@ -119,6 +119,7 @@ pub(super) fn render(status: &Status, workers: &Workers) -> String {
         "Memberships of all rooms.",
         sum(|shard| shard.counters.room_members),
     );
+    durations(&mut page, &shards);
     links(&mut page, status, &shards);
     driver(&mut page, &shards);
     let draining = status.phase() == Phase::Draining;
@@ -215,6 +216,32 @@ fn refusals(page: &mut Page, shards: &[ShardSnapshot]) {
     }
 }
 
+fn durations(page: &mut Page, shards: &[ShardSnapshot]) {
+    let sum = |of: fn(&ShardSnapshot) -> &Durations| {
+        let mut sum = Durations::default();
+        for durations in shards.iter().map(of) {
+            let buckets = sum.buckets.iter_mut().zip(durations.buckets);
+            buckets.for_each(|(sum, count)| *sum += count);
+            sum.sum_ms += durations.sum_ms;
+        }
+        sum
+    };
+    page.metric(
+        "millrace_logic_call_duration_seconds",
+        Histogram,
+        "From a client's login or request to logic's answer, the wait for credit included; a sample.",
+    )
+    .durations(&[("method", "login")], &sum(|shard| &shard.counters.login_durations))
+    .durations(&[("method", "request")], &sum(|shard| &shard.counters.request_durations));
+    page.metric(
+        "millrace_delivery_duration_seconds",
+        Histogram,
+        "From a frame's arrival from logic until its client's kernel queue has taken it; a sample. \
+         Growing: the shard or the client is slow.",
+    )
+    .durations(&[], &sum(|shard| &shard.counters.delivery_durations));
+}
+
 fn links(page: &mut Page, status: &Status, shards: &[ShardSnapshot]) {
     let links: Vec<_> = status.links().iter().map(|link| link.snapshot()).collect();
     let mut per_link = |name, kind, help: &str, value: fn(&crate::LinkStatusSnapshot) -> u64| {
@@ -305,6 +332,30 @@ fn driver(page: &mut Page, shards: &[ShardSnapshot]) {
         Counter,
         "System calls of the rings.",
         sum(|shard| shard.driver.enters),
+    );
+    page.single(
+        "millrace_uring_receives_total",
+        Counter,
+        "Receives that brought bytes.",
+        sum(|shard| shard.driver.receives),
+    );
+    page.single(
+        "millrace_uring_sends_total",
+        Counter,
+        "Sends that went out whole; several frames to one client share one.",
+        sum(|shard| shard.driver.sends),
+    );
+    page.single(
+        "millrace_shard_loops_total",
+        Counter,
+        "Turns of the shards' loops.",
+        sum(|shard| shard.loops),
+    );
+    page.single(
+        "millrace_shard_woken_total",
+        Counter,
+        "Turns that another thread asked for: a link, or an operator.",
+        sum(|shard| shard.driver.woken),
     );
     page.single(
         "millrace_uring_sockets",

@@ -94,6 +94,7 @@ impl Engine {
             } else if frame.request_id != 0 && !self.answer_request(id, frame.request_id) {
                 self.counters.drop_one(Dropped::RequestUnknown);
             } else {
+                self.delivery_probe.begin(id.raw(), 0, self.now.monotonic_ms);
                 self.push_frame(id, command, flags, frame.request_id, &frame.body);
             }
             return;

@@ -88,12 +88,15 @@ impl Engine {
             encoding: encoding.into(),
         };
         self.counters.logins_in_flight += 1;
+        self.login_probe.begin(id.raw(), 0, self.now.monotonic_ms);
         self.send_to_logic(Outgoing::Event(Kind::Login(request)));
     }
 
     /// Logic has decided.
     pub(super) fn login_result(&mut self, result: link::LoginResult) {
         let id = ConnectionId::from_raw(result.session_id);
+        let (now_ms, durations) = (self.now.monotonic_ms, &mut self.counters.login_durations);
+        self.login_probe.end(id.raw(), 0, now_ms, durations);
         if let Some(why) = self.abandoned_logins.remove(&id) {
             self.counters.logins_in_flight -= 1;
             if result.code == Code::Ok.number() {

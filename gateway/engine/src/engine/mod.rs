@@ -29,6 +29,7 @@ use rustc_hash::FxHashMap;
 use crate::{
     Counters, Effect, GatewayIdentity, LinkId, Now, Settings, TransportKind,
     connection::{Connection, Facts, Phase},
+    durations::Probe,
     effect::{ConnectionId, SLOTS_MAX},
     link::Link,
     room::Rooms,
@@ -58,6 +59,9 @@ pub struct Engine {
     addresses: FxHashMap<u64, u32>,
     effects: VecDeque<Effect>,
     counters: Counters,
+    login_probe: Probe,
+    request_probe: Probe,
+    delivery_probe: Probe,
     link: Option<Link>,
     /// Links that are up while another one is in use; Hello was not sent on them.
     standby: Vec<LinkId>,
@@ -90,6 +94,9 @@ impl Engine {
             addresses: FxHashMap::default(),
             effects: VecDeque::new(),
             counters: Counters::default(),
+            login_probe: Probe::default(),
+            request_probe: Probe::default(),
+            delivery_probe: Probe::default(),
             link: None,
             standby: Vec::new(),
             waiting: VecDeque::new(),

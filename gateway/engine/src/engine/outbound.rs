@@ -125,6 +125,7 @@ impl Engine {
             return;
         };
         connection.set(Facts::SENDING, false);
+        let all_is_out = connection.outbound.is_empty();
         if !ok {
             self.close(id, Code::PeerGone.number(), Farewell::Nothing);
             return self.emit_close(id);
@@ -133,6 +134,10 @@ impl Engine {
             connection.set(Facts::GAP, false);
             let code = Code::SlowConsumer;
             self.error(id, 0, code, "messages were dropped here; pull what is missing", 0);
+        }
+        if all_is_out {
+            let (now_ms, durations) = (now.monotonic_ms, &mut self.counters.delivery_durations);
+            self.delivery_probe.end(id.raw(), 0, now_ms, durations);
         }
         self.settle(id);
     }

@@ -101,6 +101,7 @@ impl Engine {
         }
         connection.note_request(request_id);
         self.counters.requests_in_flight += 1;
+        self.request_probe.begin(id.raw(), request_id, self.now.monotonic_ms);
         true
     }
 
@@ -109,6 +110,8 @@ impl Engine {
         let found =
             self.get_mut(id).is_some_and(|connection| connection.answer_request(request_id));
         self.counters.requests_in_flight -= u64::from(found);
+        let (now_ms, durations) = (self.now.monotonic_ms, &mut self.counters.request_durations);
+        self.request_probe.end(id.raw(), request_id, now_ms, durations);
         found
     }
 
