@@ -61,6 +61,7 @@ def count(binary, name, items):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--accept", action="store_true", help="write the baseline anew")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was counted")
     parser.add_argument("names", nargs="*", metavar="NAME")
     arguments = parser.parse_args()
     if not shutil.which("valgrind"):
@@ -92,6 +93,10 @@ def main():
         elif now < before * (1 - TOLERANCE_PERCENT / 100):
             shrunk.append(name)
 
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        counted = [{"name": name, "what": what, "instructions": round(counts[name], 1)} for name, _, what in paths]
+        arguments.json.write_text(json.dumps({"rustc": rustc, "paths": counted}, indent=2, ensure_ascii=False) + "\n")
     if arguments.accept:
         merged = {**baseline, **{name: round(value, 1) for name, value in counts.items()}}
         if not arguments.names:

@@ -3,3 +3,7 @@
 //!
 //! - `cargo run --release -p millrace-bench --bin embedded_store`: which embedded engine holds the
 //!   messages
+//!
+//! Beside this crate: `hot_paths/`, the gateway's hot paths timed by criterion and counted by
+//! Callgrind; `edge/`, servers measured over real sockets and the report; `runtimes/`, the servers
+//! of others; `end_to_end.py`, gateway, logic and generator together. `scripts/bench.sh` runs all.
