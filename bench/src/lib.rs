@@ -6,4 +6,4 @@
 //!
 //! Beside this crate: `hot_paths/`, the gateway's hot paths timed by criterion and counted by
 //! Callgrind; `edge/`, servers measured over real sockets and the report; `runtimes/`, the servers
-//! of others; `end_to_end.py`, gateway, logic and generator together. `scripts/bench.sh` runs all.
+//! of others. `scripts/bench.sh` runs all of it and writes the report.

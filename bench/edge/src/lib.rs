@@ -7,7 +7,7 @@
 //! - `report`: tables and plots from the JSON that the others wrote
 //! - `plain-ring`: the least an echo server on the ring can be, to be compared with
 //!
-//! The figures of gateway, logic and load generator together come from `bench/end_to_end.py`.
+//! The figures of gateway, logic and load generator together come from `tests/e2e/million.py`.
 //!
 //! Rooms: [`clients`] is the load on one core, [`processes`] starts, places and watches what is
 //! measured, [`tiers`] knows how a gateway is configured for a measurement and is its logic, [`results`]

@@ -159,6 +159,8 @@ pub struct EchoFigure {
 /// Fan-out to one room.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FanOutFigure {
+    /// The server.
+    pub server: String,
     /// Members, each on a connection of its own.
     pub members: u32,
     /// Messages published at once; the next follow when everybody has them.

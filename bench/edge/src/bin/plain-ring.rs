@@ -1,8 +1,10 @@
-//! `plain-ring ADDRESS`: the least a WebSocket echo server on the ring can be. It knows one request
-//! head, short whole binary messages, and nothing else: no sessions, no timers, no limits.
+//! `plain-ring ADDRESS`: the least a WebSocket server on the ring can be. It sends binary messages
+//! back, and text messages as binary ones to everybody else. It knows one request head, short
+//! whole messages, and nothing else: no sessions, no timers, no limits.
 //!
 //! The distance between it and the gateway is what the engine costs. Not a server for anybody.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 
@@ -23,29 +25,89 @@ const HEAD_BYTES: usize = 6;
 struct Echo {
     /// What goes out after the poll. A client waits for its answer, so one is enough for each.
     answers: Vec<(SocketId, Vec<u8>)>,
+    /// What goes to everybody but its sender.
+    broadcasts: Vec<(SocketId, Vec<u8>)>,
+    open: Vec<SocketId>,
+    /// Bytes for sockets whose last send is not known to be done.
+    waiting: HashMap<SocketId, Vec<u8>>,
+    /// Sockets among them whose send is done.
+    ready: Vec<SocketId>,
     broken: Vec<SocketId>,
     pool: Vec<Vec<u8>>,
 }
 
 impl Echo {
-    fn answer(&mut self, open: bool, bytes: &mut [u8]) -> Option<Vec<u8>> {
+    /// One message at the front of `bytes`; how long it was, or nothing if it is something else.
+    fn message(&mut self, socket: SocketId, bytes: &mut [u8]) -> Option<usize> {
+        let (head, rest) = bytes.split_at_mut_checked(HEAD_BYTES)?;
+        let length = usize::from(head[1] & 0x7f);
+        let payload = rest.get_mut(..length).filter(|_| length <= 125)?;
+        unmask(payload, [head[2], head[3], head[4], head[5]], 0);
         let mut out = self.pool.pop().unwrap_or_default();
+        write_header(&mut out, Opcode::Binary, length);
+        out.extend_from_slice(payload);
+        match head[0] {
+            0x82 => self.answers.push((socket, out)),
+            0x81 => self.broadcasts.push((socket, out)),
+            _ => return None,
+        }
+        Some(HEAD_BYTES + length)
+    }
+
+    fn take(&mut self, socket: SocketId, open: bool, bytes: &mut [u8]) -> Option<()> {
         if !open {
             let UpgradeProgress::Complete { upgrade, .. } = read_upgrade(bytes).ok()? else {
                 return None;
             };
+            let mut out = Vec::new();
             write_upgrade_response(&mut out, &upgrade, None);
-            return Some(out);
+            self.answers.push((socket, out));
+            self.open.push(socket);
+            return Some(());
         }
-        let (head, payload) = bytes.split_at_mut_checked(HEAD_BYTES)?;
-        let length = usize::from(head[1] & 0x7f);
-        if head[0] != 0x82 || length > 125 || length != payload.len() {
-            return None;
+        let mut at = 0;
+        while at < bytes.len() {
+            at += self.message(socket, &mut bytes[at..])?;
         }
-        unmask(payload, [head[2], head[3], head[4], head[5]], 0);
-        write_header(&mut out, Opcode::Binary, length);
-        out.extend_from_slice(payload);
-        Some(out)
+        Some(())
+    }
+
+    /// Does what the callbacks have noted.
+    fn act(&mut self, driver: &mut Driver) {
+        for (socket, answer) in self.answers.drain(..) {
+            if driver.is_sending(socket) {
+                // Two messages at once: nobody who measures does that.
+                self.broken.push(socket);
+                continue;
+            }
+            driver.set_context(socket, 1);
+            driver.send(socket, answer);
+        }
+        for socket in self.ready.drain(..) {
+            if let Some(bytes) = self.waiting.remove(&socket) {
+                driver.send(socket, bytes);
+            }
+        }
+        for (sender, bytes) in self.broadcasts.drain(..) {
+            for socket in &self.open {
+                if *socket == sender {
+                    continue;
+                }
+                if driver.is_sending(*socket) {
+                    self.waiting.entry(*socket).or_default().extend_from_slice(&bytes);
+                    continue;
+                }
+                let mut buffer = driver.take_buffer();
+                buffer.extend_from_slice(&bytes);
+                driver.send(*socket, buffer);
+            }
+        }
+        for socket in self.broken.drain(..) {
+            driver.close(socket);
+        }
+        while self.pool.len() < 64 {
+            self.pool.push(driver.take_buffer());
+        }
     }
 }
 
@@ -57,9 +119,8 @@ impl Handler for Echo {
     fn connected(&mut self, _: SocketId, _: u64, _: io::Result<()>) {}
 
     fn received(&mut self, socket: SocketId, open: u64, bytes: &mut [u8]) {
-        match self.answer(open != 0, bytes) {
-            Some(answer) => self.answers.push((socket, answer)),
-            None => self.broken.push(socket),
+        if self.take(socket, open != 0, bytes).is_none() {
+            self.broken.push(socket);
         }
     }
 
@@ -67,9 +128,16 @@ impl Handler for Echo {
         self.broken.push(socket);
     }
 
-    fn sent(&mut self, _: SocketId, _: u64, _: io::Result<()>) {}
+    fn sent(&mut self, socket: SocketId, _: u64, _: io::Result<()>) {
+        if !self.waiting.is_empty() && self.waiting.contains_key(&socket) {
+            self.ready.push(socket);
+        }
+    }
 
-    fn closed(&mut self, _: SocketId, _: u64) {}
+    fn closed(&mut self, socket: SocketId, _: u64) {
+        self.open.retain(|open| *open != socket);
+        self.waiting.remove(&socket);
+    }
 
     fn woken(&mut self) {}
 }
@@ -83,20 +151,6 @@ fn main() -> Result<()> {
     let mut echo = Echo::default();
     loop {
         driver.poll(None, &mut echo)?;
-        for (socket, answer) in echo.answers.drain(..) {
-            if driver.is_sending(socket) {
-                // Two messages at once: nobody who measures does that.
-                echo.broken.push(socket);
-                continue;
-            }
-            driver.set_context(socket, 1);
-            driver.send(socket, answer);
-        }
-        for socket in echo.broken.drain(..) {
-            driver.close(socket);
-        }
-        while echo.pool.len() < 64 {
-            echo.pool.push(driver.take_buffer());
-        }
+        echo.act(&mut driver);
     }
 }

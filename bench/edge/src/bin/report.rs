@@ -17,7 +17,7 @@ use serde_json::Value;
 /// Writes the report from what was measured.
 #[derive(Parser)]
 struct Arguments {
-    /// Folder with runtimes.json, fan-out.json, end-to-end.json and instructions.json.
+    /// Folder with runtimes.json, fan-out.json, end-to-end-*.json and instructions.json.
     #[arg(long, default_value = "target/report")]
     from: PathBuf,
     /// Folder for report.md and the plots; the JSON is copied beside them.
@@ -25,39 +25,101 @@ struct Arguments {
     to: PathBuf,
 }
 
-/// End-to-end figures at one number of connections, as `bench/end_to_end.py` writes them.
-#[derive(Clone, Debug, Deserialize, serde::Serialize)]
+/// End-to-end figures at one number of connections, from what `tests/e2e/million.py` wrote.
 struct EndToEnd {
-    connections: u64,
-    messages_per_second: u64,
-    duration_seconds: u64,
-    heartbeat_seconds: u64,
+    connections: f64,
+    heartbeat_seconds: f64,
     passed: bool,
-    messages_acknowledged: u64,
-    deliveries: (u64, u64),
-    latency_us: std::collections::BTreeMap<String, Latency>,
-    cpu_us_per_message: Tiers,
+    logins_per_second: f64,
+    messages_per_second: f64,
+    found: f64,
+    expected: f64,
+    latencies: Value,
+    /// µs of CPU for one single-chat message, with what the phase without load costs taken off.
+    message: Tiers,
     idle_cores: Tiers,
-    resident_bytes_per_connection: Tiers,
-    kernel_bytes_per_connection: f64,
-    ramp_per_second: Option<f64>,
+    bytes: Tiers,
+    kernel_bytes: f64,
+    command: String,
 }
 
-#[derive(Clone, Debug, Deserialize, serde::Serialize)]
-struct Latency {
-    p50: u64,
-    p99: u64,
-    #[serde(rename = "p99.9")]
-    p99_9: u64,
-    max: u64,
-    curve: Vec<(f64, u64)>,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, serde::Serialize)]
+#[derive(Clone, Copy)]
 struct Tiers {
     gateway: f64,
     logic: f64,
     generator: f64,
+}
+
+impl Tiers {
+    fn of(value: impl Fn(&str) -> f64) -> Self {
+        Self { gateway: value("gateway"), logic: value("logic"), generator: value("generator") }
+    }
+}
+
+impl EndToEnd {
+    fn new(run: &Value) -> Self {
+        let figure = |value: &Value| value.as_f64().unwrap_or_default();
+        let generator = &run["generator"];
+        let verified = &generator["verification"];
+        let cores = |phase: &str, tier: &str| {
+            let used = &run["cpu_percent_of_a_core"][phase][tier];
+            (figure(&used["user"]) + figure(&used["system"])) / 100.0
+        };
+        let load_seconds = figure(&generator["load_seconds"]).max(f64::MIN_POSITIVE);
+        let messages_per_second = figure(&verified["acked"]) / load_seconds;
+        let memory = &run["memory"]["per_connection"];
+        Self {
+            connections: figure(&run["connections"]),
+            heartbeat_seconds: figure(&run["heartbeat_seconds"]),
+            passed: generator["passed"].as_bool().unwrap_or_default(),
+            logins_per_second: figure(&generator["ramp_per_second"]),
+            messages_per_second,
+            found: figure(&verified["found_deliveries"]),
+            expected: figure(&verified["expected_deliveries"]),
+            latencies: generator["latency_us"].clone(),
+            message: Tiers::of(|tier| {
+                1e6 * (cores("load", tier) - cores("hold", tier)) / messages_per_second.max(1.0)
+            }),
+            idle_cores: Tiers::of(|tier| cores("hold", tier)),
+            bytes: Tiers::of(|tier| figure(&memory[format!("{tier}_user")])),
+            kernel_bytes: figure(&memory["kernel_both_ends"]),
+            command: run["command"].as_str().unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// A latency's figure in milliseconds, for a table.
+    fn ms(&self, latency: &str, figure: &str) -> String {
+        let us = self.latencies[latency][figure].as_f64();
+        us.map_or_else(|| "–".to_owned(), |us| number(us / 1e3))
+    }
+
+    /// Quantile and milliseconds.
+    fn curve(&self, latency: &str) -> Vec<(f64, f64)> {
+        let points = self.latencies[latency]["curve"].as_array().into_iter().flatten();
+        points.filter_map(|point| Some((point[0].as_f64()?, point[1].as_f64()? / 1e3))).collect()
+    }
+}
+
+/// Every run that lies in the folder, by its number of connections.
+fn end_to_end(arguments: &Arguments) -> Result<Vec<EndToEnd>> {
+    let mut runs = Vec::new();
+    for entry in fs::read_dir(&arguments.from)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !name.starts_with("end-to-end-") || !name.ends_with(".json") {
+            continue;
+        }
+        let mut run: Value = serde_json::from_str(&fs::read_to_string(&path)?)
+            .with_context(|| format!("{} is something else", path.display()))?;
+        // Samples of every second are for whoever looks closer, not for the committed copy.
+        if let Some(run) = run.as_object_mut() {
+            run.remove("samples");
+        }
+        fs::write(arguments.to.join(&name), serde_json::to_string_pretty(&run)? + "\n")?;
+        runs.push(EndToEnd::new(&run));
+    }
+    runs.sort_by(|one, other| one.connections.total_cmp(&other.connections));
+    Ok(runs)
 }
 
 struct Report {
@@ -92,15 +154,13 @@ fn main() -> Result<()> {
     let mut report = Report { folder: arguments.to.clone(), text: String::new() };
     let runtimes = part::<EchoFigure>(&arguments, "runtimes.json")?;
     let fan_outs = part::<FanOutFigure>(&arguments, "fan-out.json")?;
-    let end_to_end = part::<EndToEnd>(&arguments, "end-to-end.json")?;
+    let end_to_end = end_to_end(&arguments)?;
     report.line("# What was measured\n");
     report.line("Written by `scripts/bench.sh` from the JSON files beside it; nothing here is typed by hand.");
-    let machines = [
-        runtimes.as_ref().map(|part| &part.machine),
-        fan_outs.as_ref().map(|part| &part.machine),
-        end_to_end.as_ref().map(|part| &part.machine),
-    ];
-    if let Some(machine) = machines.into_iter().flatten().next() {
+    let machines =
+        [runtimes.as_ref().map(|part| &part.machine), fan_outs.as_ref().map(|part| &part.machine)];
+    let here = results::Machine::here();
+    if let Some(machine) = machines.into_iter().flatten().next().or(Some(&here)) {
         report.line(&format!(
             "Machine: {}, {} GiB of memory, Linux {}, RLIMIT_NOFILE {}, {}.",
             machine.processor,
@@ -119,9 +179,10 @@ fn main() -> Result<()> {
         Some(results) => fan_out(&mut report, &results),
         None => report.line("\nFan-out was not measured."),
     }
-    match end_to_end {
-        Some(results) => whole(&mut report, &results)?,
-        None => report.line("\nEnd-to-end figures were not measured."),
+    if end_to_end.is_empty() {
+        report.line("\nEnd-to-end figures were not measured.");
+    } else {
+        whole(&mut report, &end_to_end)?;
     }
     instructions(&mut report, &arguments)?;
     fs::write(arguments.to.join("report.md"), &report.text)?;
@@ -266,20 +327,21 @@ fn fan_out(report: &mut Report, results: &Results<FanOutFigure>) {
     report.line("\n## Fan-out to one room\n");
     report.line(
         "Logic publishes once; the real gateway on one core sends to every member's connection; the next publication follows \
-         when everybody has the last one. With one message at once nothing can be coalesced. Messages are 64 bytes on the wire.\n",
+         when everybody has the last one. With one message at once nothing can be coalesced. Messages are 64 bytes on the wire. `plain-ring` copies each message to \
+         every socket and does nothing else.\n",
     );
-    report.line("| members | published at once | deliveries/s (median of rounds) | rounds: least to most | gateway's core | receivers' core |");
-    report.line("|---|---|---|---|---|---|");
-    let mut work: Vec<(u32, u32)> =
-        results.figures.iter().map(|one| (one.members, one.published_at_once)).collect();
-    work.sort_unstable();
-    work.dedup();
-    for (members, at_once) in work {
-        let same = |one: &&FanOutFigure| (one.members, one.published_at_once) == (members, at_once);
-        let figures: Vec<_> = results.figures.iter().filter(same).collect();
+    report.line("| server | members | published at once | deliveries/s (median of rounds) | rounds: least to most | server's core | receivers' core |");
+    report.line("|---|---|---|---|---|---|---|");
+    let work = |one: &FanOutFigure| (one.members, one.published_at_once, one.server.clone());
+    let mut all: Vec<_> = results.figures.iter().map(work).collect();
+    all.sort_unstable();
+    all.dedup();
+    for (members, at_once, server) in all {
+        let same = (members, at_once, server.clone());
+        let figures: Vec<_> = results.figures.iter().filter(|one| work(one) == same).collect();
         let speeds = || figures.iter().map(|one| one.deliveries_per_second);
         report.line(&format!(
-            "| {} | {at_once} | {} | {}: {} to {} | {:.0} % | {:.0} % |",
+            "| {server} | {} | {at_once} | {} | {}: {} to {} | {:.0} % | {:.0} % |",
             number(f64::from(members)),
             number(median(speeds())),
             figures.len(),
@@ -298,112 +360,101 @@ fn axis(label: &str, scale: Scale) -> Axis {
     Axis { label: label.to_owned(), scale, ticks: Vec::new() }
 }
 
-fn whole(report: &mut Report, results: &Results<EndToEnd>) -> Result<()> {
-    let figures = &results.figures;
-    let Some(first) = figures.first() else { return Ok(()) };
+fn whole(report: &mut Report, runs: &[EndToEnd]) -> Result<()> {
     report.line("\n## Gateway, logic and store, end to end\n");
-    report.line(&format!(
-        "Three processes (gateway, logic with the embedded store, load generator) on this machine; half of the clients TCP, half \
-         WebSocket, logged in with signed tokens, a heartbeat every {} s; then {} single-chat messages a second for {} s on a \
-         schedule, stored (fdatasync), acknowledged, delivered, and verified. Latency counts from the intended send time.\n",
-        first.heartbeat_seconds,
-        number(first.messages_per_second as f64),
-        first.duration_seconds
-    ));
-    report.line("| connections | login rate/s | delivery p50, ms | p99 | p99.9 | max | delivered of expected | verdict |");
-    report.line("|---|---|---|---|---|---|---|---|");
-    for one in figures {
-        let ms = |of: fn(&Latency) -> u64| {
-            one.latency_us
-                .get("delivery")
-                .map_or_else(|| "–".to_owned(), |l| number(of(l) as f64 / 1e3))
-        };
+    report.line(
+        "Three processes (gateway, logic with the embedded store, load generator) on this machine; WebSocket clients, each logged in \
+         with a signed token. First they are quiet but for heartbeats, then single-chat messages are sent on a schedule: stored \
+         (fdatasync), acknowledged, delivered, and verified. Latency counts from the intended send time. What else a run had \
+         (clients that come and go, a live room) is in its command.\n",
+    );
+    report.line("| connections | heartbeat, s | logins/s | messages/s | delivery p50, ms | p99 | p99.9 | max | room p99.9, ms | max | delivered of expected | verdict |");
+    report.line("|---|---|---|---|---|---|---|---|---|---|---|---|");
+    for run in runs {
+        let delivery = |figure| run.ms("delivery_single", figure);
         report.line(&format!(
-            "| {} | {} | {} | {} | {} | {} | {} of {} | {} |",
-            number(one.connections as f64),
-            one.ramp_per_second.map_or_else(|| "–".to_owned(), number),
-            ms(|l| l.p50),
-            ms(|l| l.p99),
-            ms(|l| l.p99_9),
-            ms(|l| l.max),
-            number(one.deliveries.0 as f64),
-            number(one.deliveries.1 as f64),
-            if one.passed { "passed" } else { "failed" }
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} of {} | {} |",
+            number(run.connections),
+            number(run.heartbeat_seconds),
+            number(run.logins_per_second),
+            number(run.messages_per_second),
+            delivery("p50"),
+            delivery("p99"),
+            delivery("p99.9"),
+            delivery("max"),
+            run.ms("delivery_room", "p99.9"),
+            run.ms("delivery_room", "max"),
+            number(run.found),
+            number(run.expected),
+            if run.passed { "passed" } else { "failed" }
         ));
     }
-    latency_plot(report, figures)?;
-    report.line("| connections | gateway, µs CPU a message | logic | generator | gateway, cores when idle | logic | gateway, resident B a connection | logic | generator | kernel, B a connection, both ends |");
+    latency_plot(report, runs)?;
+    report.line("| connections | gateway, µs CPU a message | logic | generator | gateway, cores when quiet | logic | gateway, bytes a connection | logic | generator | kernel, bytes a connection, both ends |");
     report.line("|---|---|---|---|---|---|---|---|---|---|");
-    for one in figures {
-        let (cost, idle, memory) =
-            (one.cpu_us_per_message, one.idle_cores, one.resident_bytes_per_connection);
+    for run in runs {
         report.line(&format!(
             "| {} | {} | {} | {} | {:.3} | {:.3} | {} | {} | {} | {} |",
-            number(one.connections as f64),
-            number(cost.gateway),
-            number(cost.logic),
-            number(cost.generator),
-            idle.gateway,
-            idle.logic,
-            number(memory.gateway),
-            number(memory.logic),
-            number(memory.generator),
-            number(one.kernel_bytes_per_connection)
+            number(run.connections),
+            number(run.message.gateway),
+            number(run.message.logic),
+            number(run.message.generator),
+            run.idle_cores.gateway,
+            run.idle_cores.logic,
+            number(run.bytes.gateway),
+            number(run.bytes.logic),
+            number(run.bytes.generator),
+            number(run.kernel_bytes)
         ));
     }
-    report.line("\nWhat idling costs (heartbeats) is taken off the cost of a message.");
+    report.line("\nWhat the quiet phase costs (heartbeats) is taken off the cost of a message; what comes and goes, and a room, are in it.");
     let series = |name: &str, of: &dyn Fn(&EndToEnd) -> f64| Series {
         name: name.to_owned(),
-        points: figures.iter().map(|one| (one.connections as f64, of(one).max(0.0))).collect(),
+        points: runs.iter().map(|run| (run.connections, of(run).max(0.0))).collect(),
     };
     let cost = [
-        series("gateway", &|one| one.cpu_us_per_message.gateway),
-        series("logic", &|one| one.cpu_us_per_message.logic),
-        series("generator", &|one| one.cpu_us_per_message.generator),
+        series("gateway", &|run| run.message.gateway),
+        series("logic", &|run| run.message.logic),
+        series("generator", &|run| run.message.generator),
     ];
     let title = "What a chat message costs, against the number of connections";
-    let svg = plot::lines(
-        title,
-        &axis("connections", Scale::Logarithmic),
-        &axis("µs of CPU a message", Scale::Linear),
-        &cost,
-    );
+    let connections = axis("connections", Scale::Logarithmic);
+    let svg = plot::lines(title, &connections, &axis("µs of CPU a message", Scale::Linear), &cost);
     report.plot("cost.svg", title, &svg)?;
     let memory = [
-        series("gateway", &|one| one.resident_bytes_per_connection.gateway),
-        series("logic", &|one| one.resident_bytes_per_connection.logic),
-        series("kernel, both ends", &|one| one.kernel_bytes_per_connection),
+        series("gateway", &|run| run.bytes.gateway),
+        series("logic", &|run| run.bytes.logic),
+        series("kernel, both ends", &|run| run.kernel_bytes),
     ];
     let title = "Memory of an idle, logged-in connection";
-    let svg = plot::lines(
-        title,
-        &axis("connections", Scale::Logarithmic),
-        &axis("bytes a connection", Scale::Logarithmic),
-        &memory,
-    );
-    report.plot("memory.svg", title, &svg)?;
-    report.made_by(results);
+    let bytes = axis("bytes a connection", Scale::Logarithmic);
+    report.plot("memory.svg", title, &plot::lines(title, &connections, &bytes, &memory))?;
+    report.line("\nCommands:\n\n```");
+    for run in runs {
+        report.line(&run.command);
+    }
+    report.line("```");
     Ok(())
 }
 
 /// Percentiles on an axis where each further nine is as far again.
-fn latency_plot(report: &mut Report, figures: &[EndToEnd]) -> Result<()> {
+fn latency_plot(report: &mut Report, runs: &[EndToEnd]) -> Result<()> {
     let nines = [0.5, 0.9, 0.99, 0.999, 0.9999];
     let x = Axis {
         label: "percentile of deliveries".to_owned(),
         scale: Scale::Logarithmic,
         ticks: nines
             .iter()
-            .map(|q| (1.0 / (1.0 - q), format!("{} %", trimmed(100.0 * q))))
+            .map(|quantile| (1.0 / (1.0 - quantile), format!("{} %", trimmed(100.0 * quantile))))
             .collect(),
     };
-    let series = figures.iter().filter_map(|one| {
-        let latency = one.latency_us.get("delivery")?;
-        let points = latency.curve.iter().filter(|(quantile, _)| (0.5..=0.9999).contains(quantile));
-        Some(Series {
-            name: format!("{} connections", number(one.connections as f64)),
-            points: points.map(|(q, us)| (1.0 / (1.0 - q), *us as f64 / 1e3)).collect(),
-        })
+    let series = runs.iter().map(|run| {
+        let points = run.curve("delivery_single").into_iter();
+        let points = points.filter(|(quantile, _)| (0.5..=0.9999).contains(quantile));
+        Series {
+            name: format!("{} connections", number(run.connections)),
+            points: points.map(|(quantile, ms)| (1.0 / (1.0 - quantile), ms)).collect(),
+        }
     });
     let title = "Latency of delivery by percentile";
     let y = axis("ms", Scale::Logarithmic);
