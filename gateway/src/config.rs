@@ -14,7 +14,10 @@ use millrace_service::{
 use millrace_uring::Options;
 use serde::{Deserialize, Serialize};
 
-use crate::link::{LinkSettings, endpoint};
+use crate::{
+    driver::Choice as DriverChoice,
+    link::{LinkSettings, endpoint},
+};
 
 /// The commented file that `config default` prints.
 pub const DEFAULT_TOML: &str = include_str!("../../configs/gateway.toml");
@@ -59,6 +62,8 @@ pub struct GatewaySection {
     pub shards: usize,
     /// Whether each shard's thread stays on a core of its own.
     pub pin_shards: bool,
+    /// What carries the connections.
+    pub driver: DriverChoice,
 }
 
 /// `[listen]`
@@ -233,7 +238,7 @@ pub struct LogSection {
 
 impl Default for GatewaySection {
     fn default() -> Self {
-        Self { id: String::new(), shards: 0, pin_shards: true }
+        Self { id: String::new(), shards: 0, pin_shards: true, driver: DriverChoice::Auto }
     }
 }
 

@@ -20,9 +20,9 @@ use crate::{
     admin::Admin,
     capacity::Capacity,
     config::Config,
-    driver::uring,
+    driver::Kind,
     link::{LinkStatus, LinkThreads, LinkWork, endpoint},
-    shard::{self, Command, Listening, Mailbox, NotSent, ShardError, ShardPlan},
+    shard::{self, Command, Listening, Mailbox, NotSent, Run, ShardError, ShardPlan},
     status::{Phase, Status},
 };
 
@@ -57,6 +57,9 @@ pub enum StartError {
     /// The rings that the configuration asks for cannot be had.
     #[error("{0}")]
     Capacity(String),
+    /// The configuration names a driver that is not in this program.
+    #[error("gateway.driver: this program was built without {0}; build it with --features {0}")]
+    Driver(Kind),
     /// A shard could not set itself up.
     #[error("shard {shard}: {reason}")]
     Shard {
@@ -78,6 +81,7 @@ pub struct RunError(Vec<String>);
 /// A running gateway. Dropping it without [`Gateway::join`] stops it at once.
 #[derive(Debug)]
 pub struct Gateway {
+    driver: Kind,
     addresses: Addresses,
     capacity: Capacity,
     status: Arc<Status>,
@@ -96,7 +100,16 @@ impl Gateway {
     pub fn start(config: Config) -> Result<Self, StartError> {
         config.check()?;
         let addresses = config.addresses()?;
-        let capacity = Capacity::plan(&config).map_err(StartError::Capacity)?;
+        let (driver, fallback) = config.gateway.driver.decide();
+        let Some(run) = shard::over(driver) else {
+            return Err(StartError::Driver(driver));
+        };
+        if let Some(reason) = &fallback {
+            tracing::warn!(
+                "io_uring is not to be had, so the slower epoll carries the connections: {reason}"
+            );
+        }
+        let capacity = Capacity::plan(&config, driver).map_err(StartError::Capacity)?;
         let link_settings = config.link_settings();
         let mut statuses = Vec::new();
         let mut endpoints = Vec::new();
@@ -118,7 +131,9 @@ impl Gateway {
         ));
         // From here on, whatever was started is stopped by the drop if something else fails.
         let (running, shards_running) = watch::channel(0);
+        status.runs_over(driver, fallback.is_some());
         let mut gateway = Self {
+            driver,
             addresses: Addresses { websocket: None, tcp: None, admin: None },
             capacity: capacity.clone(),
             status: status.clone(),
@@ -161,7 +176,7 @@ impl Gateway {
                 ring_batches_max: config.logic.ring_batches_max,
                 published: status.published(shard),
             };
-            let listening = gateway.start_shard(shard, plan, running.clone())?;
+            let listening = gateway.start_shard(shard, plan, run, running.clone())?;
             // With port 0 the first shard's port is the others'.
             (websocket, tcp) = (listening.websocket, listening.tcp);
             gateway.mailboxes.push(listening.mailbox);
@@ -188,6 +203,7 @@ impl Gateway {
         &mut self,
         shard: usize,
         plan: ShardPlan,
+        run: Run,
         running: watch::Sender<usize>,
     ) -> Result<Listening, StartError> {
         let (sender, receiver) = sync_channel(1);
@@ -196,7 +212,7 @@ impl Gateway {
         let body = move || {
             // Counts also when the shard panics.
             let _left = Left(running);
-            let result = shard::run::<uring::Driver>(plan, &sender);
+            let result = run(plan, &sender);
             if result.is_err() {
                 status.shard_failed();
             }
@@ -221,6 +237,11 @@ impl Gateway {
     /// Where it can be reached, with the ports that were chosen where the configuration said 0.
     pub const fn addresses(&self) -> Addresses {
         self.addresses
+    }
+
+    /// What carries its connections.
+    pub const fn driver(&self) -> Kind {
+        self.driver
     }
 
     /// How many connections it can hold, and what binds first.

@@ -72,8 +72,15 @@ fn main() -> ExitCode {
 /// What the configuration would hold on this machine.
 fn show_capacity(config: &Config) -> ExitCode {
     use std::io::Write;
-    let report = match Capacity::plan(config) {
-        Ok(capacity) => capacity.report(),
+    let (driver, fallback) = config.gateway.driver.decide();
+    let report = match Capacity::plan(config, driver) {
+        Ok(capacity) => match fallback {
+            None => format!("driver {driver}, {}", capacity.report()),
+            Some(reason) => format!(
+                "driver {driver}, because io_uring is not to be had: {reason}\n{}",
+                capacity.report()
+            ),
+        },
         Err(reason) => return fail(&reason),
     };
     match writeln!(std::io::stdout(), "on this machine: {report}") {
@@ -121,6 +128,7 @@ async fn serve(config: Config) -> ExitCode {
         websocket = %shown(addresses.websocket),
         tcp = %shown(addresses.tcp),
         admin = %shown(addresses.admin),
+        driver = %gateway.driver(),
         "listening"
     );
     tracing::info!(capacity = %gateway.capacity(), "this process holds");

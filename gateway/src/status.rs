@@ -13,6 +13,7 @@ use std::{
 use crate::{
     capacity::Capacity,
     config::Config,
+    driver::Kind,
     link::LinkStatus,
     shard::{Mailbox, Published, ShardSnapshot},
 };
@@ -44,6 +45,7 @@ pub(crate) struct Status {
     links: Vec<Arc<LinkStatus>>,
     mailboxes: OnceLock<Vec<Mailbox>>,
     shards_failed: AtomicUsize,
+    driver: OnceLock<(Kind, bool)>,
     /// What the process can hold.
     pub capacity: Capacity,
 }
@@ -66,6 +68,7 @@ impl Status {
             links,
             mailboxes: OnceLock::new(),
             shards_failed: AtomicUsize::new(0),
+            driver: OnceLock::new(),
             capacity,
         }
     }
@@ -76,6 +79,17 @@ impl Status {
             1 => Phase::Serving,
             _ => Phase::Draining,
         }
+    }
+
+    /// What carries the connections, and whether only for want of io_uring.
+    pub fn runs_over(&self, driver: Kind, is_fallback: bool) {
+        // Called once, at the start.
+        let _again = self.driver.set((driver, is_fallback));
+    }
+
+    /// As told by [`Self::runs_over`].
+    pub fn driver(&self) -> Option<(Kind, bool)> {
+        self.driver.get().copied()
     }
 
     /// The shards listen: they can be reached from now on.

@@ -121,6 +121,7 @@ pub(super) fn render(status: &Status, workers: &Workers) -> String {
     );
     durations(&mut page, &shards);
     links(&mut page, status, &shards);
+    carrier(&mut page, status);
     driver(&mut page, &shards);
     let draining = status.phase() == Phase::Draining;
     page.single(
@@ -292,6 +293,18 @@ fn links(page: &mut Page, status: &Status, shards: &[ShardSnapshot]) {
         Counter,
         "Batches from logic with an unexpected number. Anything but 0 is a bug in logic.",
         sum(|shard| shard.counters.link_sequence_gaps),
+    );
+}
+
+fn carrier(page: &mut Page, status: &Status) {
+    let Some((driver, is_fallback)) = status.driver() else { return };
+    page.metric("millrace_driver", Gauge, "Always 1; the label says what carries the connections.")
+        .sample(&[("name", driver.name())], 1);
+    page.single(
+        "millrace_driver_fallbacks_total",
+        Counter,
+        "1 if io_uring was wanted and refused: slower, and RLIMIT_NOFILE bounds all shards together.",
+        u8::from(is_fallback),
     );
 }
 

@@ -17,7 +17,7 @@ use std::fmt;
 pub use checks::Check;
 pub use machine::Machine;
 
-use crate::config::Config;
+use crate::{config::Config, driver::Kind};
 
 /// Connections of a process when neither the configuration nor the machine says less.
 const CONNECTIONS_DEFAULT: u64 = 1 << 20;
@@ -40,6 +40,10 @@ const MEMORY_TENTHS: u64 = 8;
 
 /// Files of the machine that are left to others.
 const FILES_SPARE: u64 = 4_096;
+
+/// Descriptors of the process that are no clients' sockets: links, the administrative side, epoll,
+/// bells. Kept free where sockets are descriptors; at most a quarter of all.
+const DESCRIPTORS_FOR_OTHERS: u64 = 512;
 
 /// The sizes that a gateway runs with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +105,7 @@ impl Capacity {
     ///
     /// # Errors
     /// A sentence that says which key asks for what cannot be had.
-    pub fn plan(config: &Config) -> Result<Self, String> {
+    pub fn plan(config: &Config, driver: Kind) -> Result<Self, String> {
         let limit = millrace_uring::raise_descriptor_limit()
             .map_err(|error| format!("cannot read RLIMIT_NOFILE: {error}"))?;
         let shards = match config.gateway.shards {
@@ -110,7 +114,45 @@ impl Capacity {
                 .min(crate::config::SHARDS_MAX),
             shards => shards,
         };
-        Self::of(config, shards, &Machine::look(limit))
+        let machine = Machine::look(limit);
+        if driver.sockets_are_descriptors() {
+            Self::of_descriptors(config, shards, machine, driver)
+        } else {
+            Self::of(config, shards, &machine)
+        }
+    }
+
+    /// Where each socket is a descriptor of the process: the shards share RLIMIT_NOFILE, and each
+    /// has one table.
+    fn of_descriptors(
+        config: &Config,
+        shards: usize,
+        machine: Machine,
+        driver: Kind,
+    ) -> Result<Self, String> {
+        let limit = machine.descriptors;
+        let ours = limit - DESCRIPTORS_FOR_OTHERS.min(limit / 4);
+        let share = ours / shards as u64;
+        let mut sized = config.clone();
+        sized.uring.rings_max = 1;
+        if u64::from(sized.uring.sockets_max) > share {
+            sized.uring.sockets_max = 0;
+        }
+        let shared = Machine { descriptors: share, ..machine.clone() };
+        let mut capacity = Self::of(&sized, shards, &shared)?;
+        capacity.checks = checks::of(&sized, &capacity, &machine);
+        for bound in &mut capacity.bounds {
+            if bound.by == BoundBy::Descriptors && sized.uring.sockets_max == 0 {
+                bound.observed = format!(
+                    "RLIMIT_NOFILE {limit} for the whole process, of which each socket of the \
+                     driver {driver} takes one"
+                );
+                bound.fix = "LimitNOFILE= in the systemd unit (docker: --ulimit nofile=; shell: \
+                             ulimit -Hn), or gateway.driver = \"io_uring\""
+                    .to_owned();
+            }
+        }
+        Ok(capacity)
     }
 
     fn of(config: &Config, shards: usize, machine: &Machine) -> Result<Self, String> {
@@ -293,7 +335,7 @@ impl fmt::Display for Capacity {
 #[cfg(test)]
 mod tests {
     use super::{BoundBy, CONNECTIONS_DEFAULT, Capacity, Machine};
-    use crate::config::Config;
+    use crate::{config::Config, driver::Kind};
 
     fn config(connections_max: u32, sockets_max: u32, rings_max: u8) -> Config {
         let mut config = Config::default();
@@ -316,6 +358,17 @@ mod tests {
         assert!(u64::from(capacity.sockets_per_ring) <= machine.descriptors);
         assert!(capacity.rings_per_shard <= config.uring.rings_max);
         capacity
+    }
+
+    #[test]
+    fn where_sockets_are_descriptors_all_shards_share_the_limit() {
+        let config = config(0, 0, 64);
+        let capacity = Capacity::of_descriptors(&config, 2, machine(20_000), Kind::Epoll);
+        let capacity = capacity.expect("fits");
+        assert_eq!((capacity.bound().by, capacity.rings_per_shard), (BoundBy::Descriptors, 1));
+        assert!(capacity.bound().observed.contains("epoll"), "{}", capacity.bound().observed);
+        assert!(2 * u64::from(capacity.sockets_per_ring) <= 20_000 - 512);
+        assert!(capacity.connections() > 18_000, "{capacity}");
     }
 
     #[test]

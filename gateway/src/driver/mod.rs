@@ -1,9 +1,24 @@
 //! What a shard needs of the world of sockets, and the drivers that provide it.
 //!
 //! A [`Driver`] owns the sockets of one thread. The shard's loop is generic over it, so that the
-//! same loop and the same engine run over io_uring ([`uring`]) and over whatever else keeps the laws.
-//! What this module does not do: it knows no protocol, no engine and no shard.
+//! same loop and the same engine run over
+//!
+//! - [`uring`]: io_uring itself, the default and the fastest;
+//! - [`monoio`]: the monoio runtime, over epoll (the fallback where io_uring is refused) or over
+//!   its own use of io_uring;
+//! - `glommio`: the glommio runtime, behind the cargo feature of that name;
+//! - [`simulated`]: a network in memory with a virtual clock, for tests.
+//!
+//! What they have in common beyond the trait is in `runtime` (for those on somebody's runtime) and
+//! `kind` (their names, and the choice among them). What this module does not do: it knows no
+//! protocol, no engine and no shard. `tests/driver_conformance` holds every driver to the laws.
 
+#[cfg(feature = "glommio")]
+pub mod glommio;
+mod kind;
+pub mod monoio;
+mod runtime;
+pub mod simulated;
 pub mod uring;
 
 use std::{
@@ -12,6 +27,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+pub use kind::{Choice, Fallback, Kind};
 pub use millrace_uring::{Handler, ListenerId, Options, SocketId, Statistics};
 
 /// The sockets of one thread: listens, accepts, receives, sends and closes. To be created on the

@@ -16,5 +16,7 @@ mod threads;
 pub use client::LinkStatusSnapshot;
 
 pub(crate) use client::{LinkSettings, LinkStatus, endpoint};
+#[cfg(test)]
+pub(crate) use port::OutboundBatches;
 pub(crate) use port::{FromLink, LinkPort, Outbound, ShardPort, pair};
 pub(crate) use threads::{LinkThreads, LinkWork};

@@ -8,10 +8,12 @@ mod clock;
 mod events;
 mod mailbox;
 mod run;
+#[cfg(test)]
+mod simulation;
 mod snapshot;
 
 pub use snapshot::ShardSnapshot;
 
 pub(crate) use mailbox::{Command, Mailbox, NotSent};
-pub(crate) use run::{Listening, ShardError, ShardPlan, run};
+pub(crate) use run::{Listening, Run, ShardError, ShardPlan, over};
 pub(crate) use snapshot::Published;

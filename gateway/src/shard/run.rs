@@ -19,7 +19,7 @@ use super::{
     snapshot::{Published, Publisher},
 };
 use crate::{
-    driver::{Driver, ListenerId, Options, SocketId, Wake},
+    driver::{Driver, Kind, ListenerId, Options, SocketId, Wake, monoio, uring},
     link::{FromLink, LinkPort, Outbound, ShardPort, pair},
 };
 
@@ -67,15 +67,33 @@ pub(crate) enum ShardError {
     Poll(#[source] io::Error),
 }
 
+/// What runs a shard on the calling thread.
+pub(crate) type Run =
+    fn(ShardPlan, &SyncSender<Result<Listening, ShardError>>) -> Result<(), ShardError>;
+
+/// What runs a shard over this driver; `None` if the program was built without it.
+pub(crate) fn over(driver: Kind) -> Option<Run> {
+    match driver {
+        Kind::IoUring => Some(run::<uring::Driver>),
+        Kind::MonoioIoUring => Some(run::<monoio::RingDriver>),
+        Kind::Epoll => Some(run::<monoio::EpollDriver>),
+        #[cfg(feature = "glommio")]
+        Kind::Glommio => Some(run::<crate::driver::glommio::Driver>),
+        #[cfg(not(feature = "glommio"))]
+        Kind::Glommio => None,
+    }
+}
+
 /// Runs a shard on this thread until it has left. `listening` gets exactly one answer.
-pub(crate) fn run<D: Driver>(
+fn run<D: Driver>(
     plan: ShardPlan,
     listening: &SyncSender<Result<Listening, ShardError>>,
 ) -> Result<(), ShardError> {
     if let Some(core) = plan.core {
         pin(plan.shard, core);
     }
-    let (mut shard, ready) = match Shard::<D>::new(plan) {
+    let driver = D::new(plan.driver.clone()).map_err(ShardError::Driver);
+    let (mut shard, ready) = match driver.and_then(|driver| Shard::new(driver, plan)) {
         Ok(started) => started,
         Err(error) => {
             // Whoever started this thread waits for the answer.
@@ -108,9 +126,9 @@ struct Link {
     outbound: Option<Outbound>,
 }
 
-struct Shard<D: Driver> {
-    driver: D,
-    engine: Engine,
+pub(super) struct Shard<D: Driver> {
+    pub(super) driver: D,
+    pub(super) engine: Engine,
     clock: Clock<D::Time>,
     websocket: Option<ListenerId>,
     links: Vec<Link>,
@@ -136,8 +154,7 @@ enum Leaving {
 }
 
 impl<D: Driver> Shard<D> {
-    fn new(plan: ShardPlan) -> Result<(Self, Listening), ShardError> {
-        let mut driver = D::new(plan.driver).map_err(ShardError::Driver)?;
+    pub(super) fn new(mut driver: D, plan: ShardPlan) -> Result<(Self, Listening), ShardError> {
         let mut listen = |address: Option<SocketAddr>| match address {
             None => Ok((None, None)),
             Some(address) => driver
@@ -187,7 +204,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// One turn: wait, then deal with everything that came.
-    fn turn(&mut self) -> Result<(), ShardError> {
+    pub(super) fn turn(&mut self) -> Result<(), ShardError> {
         let timeout = self.timeout();
         self.clock.expire();
         let mut events =
