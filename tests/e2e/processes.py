@@ -22,11 +22,12 @@ _names = itertools.count()
 class Process:
     """One process of ours; its standard error goes to a file that a failure can show."""
 
-    def __init__(self, arguments, log_path):
+    def __init__(self, arguments, log_path, preexec=None):
         self.log_path = Path(log_path)
         self.log = open(self.log_path, "ab")
         self.process = subprocess.Popen(
-            [str(argument) for argument in arguments], stdout=subprocess.PIPE, stderr=self.log, text=True
+            [str(argument) for argument in arguments], stdout=subprocess.PIPE, stderr=self.log, text=True,
+            preexec_fn=preexec,
         )
 
     @property
@@ -68,7 +69,7 @@ class Process:
 class Dev(Process):
     """`millrace dev --json`: everything in one process."""
 
-    def __init__(self, data, log_path, *extra):
+    def __init__(self, data, log_path, *extra, preexec=None):
         super().__init__(
             [
                 BINARIES / "millrace", "dev", "--json", "--data", data,
@@ -76,6 +77,7 @@ class Dev(Process):
                 "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0", *extra,
             ],
             log_path,
+            preexec,
         )
         self.ready = self.read_json_line()
         assert self.ready["ready"] is True
@@ -118,8 +120,9 @@ API_TOKEN = "an-api-token-for-the-end-to-end-tests"
 class Tiers:
     """Gateway and logic as separate processes, each with its TOML."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, gateway_preexec=None):
         self.folder = folder
+        self.gateway_preexec = gateway_preexec
         self.logic_config = folder / "logic.toml"
         self.gateway_config = folder / "gateway.toml"
         self.logic = self.gateway = None
@@ -153,7 +156,8 @@ class Tiers:
             '[drain]\nshutdown = "3s"\n'
         )
         self.gateway = Process(
-            [BINARIES / "millrace-gateway", "run", "--config", self.gateway_config], self.folder / "gateway.log"
+            [BINARIES / "millrace-gateway", "run", "--config", self.gateway_config], self.folder / "gateway.log",
+            self.gateway_preexec,
         )
         self.until(self.gateway_ready, self.gateway)
 
