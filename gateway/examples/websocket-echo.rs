@@ -1,4 +1,4 @@
-//! `websocket-echo ADDR [--threads N]`: sends every WebSocket message back, text as text and binary
+//! `websocket-echo ADDR [--threads N] [--driver NAME]`: sends every WebSocket message back, text as text and binary
 //! as binary, up to 16 MiB each.
 //!
 //! It stands on the gateway's own codec, connection code and driver, and on nothing else of it, so
@@ -17,8 +17,11 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use millrace_engine::transport::{Event, WebSocketSettings, WebSocketTransport};
+use millrace_gateway::driver::{
+    Driver, Handler, Kind, ListenerId, Options, SocketId, monoio, uring,
+};
 use millrace_protocol::websocket::Opcode;
-use millrace_uring::{Driver, Handler, ListenerId, Options, SocketId, raise_descriptor_limit};
+use millrace_uring::raise_descriptor_limit;
 use mimalloc::MiMalloc;
 use slab::Slab;
 
@@ -45,17 +48,51 @@ struct Arguments {
     /// Threads, each with its own ring and listener.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
+    /// What carries the connections: io_uring, epoll, monoio_io_uring or glommio.
+    #[arg(long, default_value = "io_uring", value_parser = driver)]
+    driver: Kind,
+}
+
+fn driver(name: &str) -> Result<Kind, String> {
+    let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name);
+    kind.ok_or_else(|| format!("there are {}", Kind::ALL.map(Kind::name).join(", ")))
+}
+
+/// One thread's life over a driver, by its name.
+fn serve_over(
+    kind: Kind,
+    address: SocketAddr,
+    sockets_max: u64,
+    bound: impl FnOnce(SocketAddr),
+) -> io::Result<()> {
+    match kind {
+        Kind::IoUring => serve::<uring::Driver>(address, sockets_max, bound),
+        Kind::MonoioIoUring => serve::<monoio::RingDriver>(address, sockets_max, bound),
+        Kind::Epoll => serve::<monoio::EpollDriver>(address, sockets_max, bound),
+        #[cfg(feature = "glommio")]
+        Kind::Glommio => {
+            serve::<millrace_gateway::driver::glommio::Driver>(address, sockets_max, bound)
+        }
+        #[cfg(not(feature = "glommio"))]
+        Kind::Glommio => Err(io::Error::other("this program was built without --features glommio")),
+    }
 }
 
 fn main() -> io::Result<()> {
     let arguments = Arguments::parse();
-    let descriptors = raise_descriptor_limit()?;
+    let limit = raise_descriptor_limit()?;
+    let sockets_max = if arguments.driver.sockets_are_descriptors() {
+        // The threads share the process's descriptors, and need some themselves.
+        limit.saturating_sub(64) / u64::from(arguments.threads)
+    } else {
+        limit
+    };
     let (bound, first_address) = mpsc::sync_channel(1);
     // The first thread binds; with port 0 the others need to know what it got.
     let first = std::thread::spawn({
         let bound = bound.clone();
         move || {
-            serve(arguments.address, descriptors, |address| {
+            serve_over(arguments.driver, arguments.address, sockets_max, |address| {
                 bound.send(address).expect("main waits for the address");
             })
         }
@@ -66,7 +103,8 @@ fn main() -> io::Result<()> {
     };
     let mut threads = vec![first];
     for _ in 1..arguments.threads {
-        threads.push(std::thread::spawn(move || serve(address, descriptors, |_| {})));
+        let driver = arguments.driver;
+        threads.push(std::thread::spawn(move || serve_over(driver, address, sockets_max, |_| {})));
     }
     writeln!(io::stdout(), "listening on ws://{address}")?;
     for thread in threads {
@@ -76,14 +114,18 @@ fn main() -> io::Result<()> {
 }
 
 /// One thread's life: a driver, its connections, and a loop.
-fn serve(address: SocketAddr, descriptors: u64, bound: impl FnOnce(SocketAddr)) -> io::Result<()> {
+fn serve<D: Driver>(
+    address: SocketAddr,
+    sockets_max: u64,
+    bound: impl FnOnce(SocketAddr),
+) -> io::Result<()> {
     let options = Options {
-        sockets_max: descriptors.min(65_536) as u32,
+        sockets_max: sockets_max.min(65_536) as u32,
         receive_buffers: 512,
         receive_buffer_bytes: 16 * 1024,
         ..Options::default()
     };
-    let mut driver = Driver::new(options)?;
+    let mut driver = D::new(options)?;
     let (_, address) = driver.listen(address, LISTEN_BACKLOG)?;
     bound(address);
     let mut echo = Echo::default();
@@ -131,7 +173,7 @@ struct Connection {
 
 impl Echo {
     /// Does what a connection's state asks for: send, pause, resume, shut down, close.
-    fn advance(&mut self, driver: &mut Driver, key: usize) {
+    fn advance(&mut self, driver: &mut impl Driver, key: usize) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let socket = connection.socket;
         if connection.failed {
