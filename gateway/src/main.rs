@@ -74,16 +74,14 @@ fn show_capacity(config: &Config) -> ExitCode {
     use std::io::Write;
     let (driver, fallback) = config.gateway.driver.decide();
     let report = match Capacity::plan(config, driver) {
-        Ok(capacity) => match fallback {
-            None => format!("driver {driver}, {}", capacity.report()),
-            Some(reason) => format!(
-                "driver {driver}, because io_uring is not to be had: {reason}\n{}",
-                capacity.report()
-            ),
-        },
+        Ok(capacity) => capacity.report(),
         Err(reason) => return fail(&reason),
     };
-    match writeln!(std::io::stdout(), "on this machine: {report}") {
+    let because = fallback.map_or_else(String::new, |reason| {
+        format!(", because io_uring is not to be had: {reason}")
+    });
+    let text = format!("on this machine: {report}\nconnections are carried by {driver}{because}");
+    match writeln!(std::io::stdout(), "{text}") {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }
