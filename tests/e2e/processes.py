@@ -120,9 +120,10 @@ API_TOKEN = "an-api-token-for-the-end-to-end-tests"
 class Tiers:
     """Gateway and logic as separate processes, each with its TOML."""
 
-    def __init__(self, folder, gateway_preexec=None):
+    def __init__(self, folder, gateway_preexec=None, gateway_section=""):
         self.folder = folder
         self.gateway_preexec = gateway_preexec
+        self.gateway_section = gateway_section
         self.logic_config = folder / "logic.toml"
         self.gateway_config = folder / "gateway.toml"
         self.logic = self.gateway = None
@@ -149,7 +150,7 @@ class Tiers:
 
     def start_gateway(self):
         self.gateway_config.write_text(
-            f'[listen]\nwebsocket = "127.0.0.1:{self.free_port("websocket")}"\n'
+            f'[gateway]\n{self.gateway_section}[listen]\nwebsocket = "127.0.0.1:{self.free_port("websocket")}"\n'
             f'tcp = "127.0.0.1:{self.free_port("tcp")}"\n'
             f'[admin]\nlisten = "127.0.0.1:{self.free_port("admin")}"\n'
             f'[logic]\nendpoints = ["http://127.0.0.1:{self.free_port("link")}"]\n'

@@ -84,8 +84,9 @@ impl Logic {
             let answers: Vec<_> = kinds.filter_map(|kind| self.answer(kind)).collect();
             self.waiting.push_back(answers);
         }
-        while !self.waiting.is_empty() && random.u32(0..3) > 0 {
-            let kinds = self.waiting.pop_front().unwrap_or_default();
+        // One at least, so that nobody waits for ever while the clock leaps.
+        let answers = random.usize(1..4);
+        for kinds in self.waiting.drain(..answers.min(self.waiting.len())).collect::<Vec<_>>() {
             let sequence = self.sequence;
             self.sequence += kinds.len() as u64;
             let events = kinds.into_iter().map(|kind| LogicEvent { kind: Some(kind) }).collect();
@@ -253,7 +254,8 @@ impl Talker {
         while let Some((head, rest)) = self.input.split_first_chunk::<HEADER_BYTES>() {
             let header = Header::decode(head, BODY_BYTES_MAX_CEILING).expect("a header");
             let Some(body) = rest.get(..header.body_length as usize) else { break };
-            self.take(header.command, header.request_id, &body.to_vec());
+            let body = body.to_vec();
+            self.take(header.command, header.request_id, &body);
             self.input.drain(..HEADER_BYTES + header.body_length as usize);
         }
     }

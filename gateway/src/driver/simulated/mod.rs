@@ -352,6 +352,7 @@ impl super::Driver for Driver {
     fn poll(&mut self, timeout: Option<Duration>, handler: &mut impl Handler) -> io::Result<usize> {
         self.statistics.enters += 1;
         let end = timeout.map(|timeout| self.network.elapsed() + timeout);
+        let mut has_arrival = false;
         loop {
             let (done, postponed) = self.step(handler);
             let rung = self.bell.take();
@@ -359,7 +360,8 @@ impl super::Driver for Driver {
                 self.statistics.woken += 1;
                 handler.woken();
             }
-            if done > 0 || rung || timeout == Some(Duration::ZERO) {
+            // Also when something reached a client, so that it can act at that time.
+            if done > 0 || rung || has_arrival || timeout == Some(Duration::ZERO) {
                 return Ok(done);
             }
             let mut world = self.network.0.borrow_mut();
@@ -370,7 +372,10 @@ impl super::Driver for Driver {
                     world.now = end;
                     return Ok(0);
                 }
-                (Some(next), _) => world.now = next,
+                (Some(next), _) => {
+                    has_arrival = soon != Some(next);
+                    world.now = next;
+                }
                 (None, Some(end)) => {
                     world.now = end;
                     return Ok(0);
