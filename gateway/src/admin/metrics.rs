@@ -390,7 +390,7 @@ fn process(page: &mut Page, status: &Status) {
     gauge("process_threads", "Threads.", figures.threads);
     gauge(
         "process_open_fds",
-        "Ordinary descriptors; clients' sockets are not among them.",
+        "Descriptors; clients' sockets are among them unless millrace_driver is io_uring.",
         figures.open_descriptors,
     );
     let limit = millrace_uring::descriptor_limit().ok();

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// More than any socket's buffers hold.
-const MUCH: usize = 48 << 20;
+const MUCH: usize = 32 << 20;
 
 /// What an echo keeps for a client before it stops reading from it.
 const PENDING_BYTES_MAX: usize = 64 * 1024;
