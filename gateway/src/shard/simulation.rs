@@ -243,8 +243,9 @@ impl Talker {
             let Some(client) = &mut self.client else { return };
             match client.read(&mut bytes) {
                 Ok(0) => {
+                    // What came before the end counts.
                     self.client = None;
-                    return;
+                    break;
                 }
                 Ok(length) => self.input.extend_from_slice(&bytes[..length]),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
@@ -285,7 +286,8 @@ impl Talker {
 fn simulate(seed: u64) {
     eprintln!("MILLRACE_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    let network = Network::new(seed, if seed % 4 == 0 { Faults::none() } else { Faults::many() });
+    let network =
+        Network::new(seed, if seed.is_multiple_of(4) { Faults::none() } else { Faults::many() });
     let options = Options { sockets_max: 64, accept_spare: 4, ..Options::default() };
     let config = Config::default();
     let plan = ShardPlan {
