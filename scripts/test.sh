@@ -75,6 +75,10 @@ step "unit, property and integration tests (cargo test)"
 cargo test --workspace --locked
 done_step
 
+step "the drivers' laws, over glommio as well (a cargo feature)"
+cargo test --locked -p millrace-gateway --features glommio --test driver_conformance
+done_step
+
 step "test vectors are what their generator writes"
 python3 protocol/vectors/generate.py --check
 done_step
