@@ -18,13 +18,38 @@ use super::{
 use crate::storage::StoreError;
 
 /// First line of the format file; the number changes when older programs cannot read the data.
-const FORMAT: &str = "millrace embedded store 1\n";
+const FORMAT: &str = "millrace embedded store 2\n";
 const FORMAT_FILE: &str = "FORMAT";
 const LOCK_FILE: &str = "LOCK";
 
 /// The changes of one commit: rows to write, or `None` to remove. Sorted, as the engine's
 /// memtable likes it best.
-pub type Changes = BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>;
+#[derive(Default)]
+pub struct Changes {
+    tables: [BTreeMap<Vec<u8>, Option<Vec<u8>>>; Table::ALL.len()],
+}
+
+impl Changes {
+    /// What becomes of a row, if anything: `Some(None)` is its end.
+    pub fn get(&self, table: Table, key: &[u8]) -> Option<&Option<Vec<u8>>> {
+        self.tables[table as usize].get(key)
+    }
+
+    /// A row to write.
+    pub fn put(&mut self, table: Table, key: Vec<u8>, row: Vec<u8>) {
+        self.tables[table as usize].insert(key, Some(row));
+    }
+
+    /// A row to remove.
+    pub fn remove(&mut self, table: Table, key: Vec<u8>) {
+        self.tables[table as usize].insert(key, None);
+    }
+
+    /// Nothing is to be done.
+    pub fn is_empty(&self) -> bool {
+        self.tables.iter().all(BTreeMap::is_empty)
+    }
+}
 
 /// The open engine. Dropping it ends the engine's threads and frees the directory.
 pub struct Tables {
@@ -94,10 +119,12 @@ impl Tables {
     pub fn commit(&self, changes: Changes, version: u64) -> Result<(), StoreError> {
         self.check_space()?;
         let mut batch = self.database.batch().durability(Some(PersistMode::SyncData));
-        for ((table, key), value) in changes {
-            match value {
-                Some(value) => batch.insert(self.keyspace(table), key, value),
-                None => batch.remove(self.keyspace(table), key),
+        for (keyspace, rows) in self.keyspaces.iter().zip(changes.tables) {
+            for (key, value) in rows {
+                match value {
+                    Some(value) => batch.insert(keyspace, key, value),
+                    None => batch.remove(keyspace, key),
+                }
             }
         }
         batch.insert(self.keyspace(Table::Conversations), VERSION_KEY, version.to_be_bytes());

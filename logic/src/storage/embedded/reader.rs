@@ -38,7 +38,8 @@ pub fn page(
         _ => None,
     };
     let Some(member) = member else {
-        let row = view.get::<ConversationRow>(Table::Conversations, conversation_id.as_bytes())?;
+        let row = view
+            .get::<ConversationRow>(Table::Conversations, &keys::conversation(conversation_id))?;
         return Err(row.map_or(StoreError::NotFound, |_| StoreError::NotMember));
     };
     let from = from.max(member.init_sequence + 1);
@@ -163,15 +164,15 @@ pub fn members(tables: &Tables, conversation_id: &str) -> Result<Option<Members>
     if ConversationName::parse(conversation_id).is_none() {
         return Ok(None);
     }
-    let key = conversation_id.as_bytes();
-    match tables.get::<ConversationRow>(Table::Conversations, key)? {
+    let key = keys::conversation(conversation_id);
+    match tables.get::<ConversationRow>(Table::Conversations, &key)? {
         Some(row) if !row.removed => stored_members(tables, conversation_id).map(Some),
         _ => Ok(None),
     }
 }
 
-/// A user's rows of one conversation. In a large group nobody writes pointers; there the pointer
-/// is made from the conversation's own row.
+/// A user's rows of one conversation. In a single chat and in a large group nobody writes pointers;
+/// there the pointer is made from the conversation's own row.
 struct News {
     conversation_id: String,
     member: MemberRow,
@@ -189,7 +190,7 @@ impl News {
     }
 }
 
-/// All conversations of a user: one range, and a look-up for each large group.
+/// All conversations of a user: one range, and a look-up for each single chat and large group.
 fn news_of(view: &View<'_>, user_id: &str) -> Result<Vec<News>, StoreError> {
     if !(1..=USER_ID_BYTES_MAX).contains(&user_id.len()) {
         return Ok(vec![]);
@@ -289,7 +290,7 @@ fn conversation(
 }
 
 fn conversation_row(view: &View<'_>, conversation_id: &str) -> Result<ConversationRow, StoreError> {
-    view.get(Table::Conversations, conversation_id.as_bytes())?
+    view.get(Table::Conversations, &keys::conversation(conversation_id))?
         .ok_or_else(|| StoreError::Corrupt(format!("{conversation_id} has members but no row")))
 }
 

@@ -66,6 +66,7 @@ pub struct Transaction<'a> {
     caches: &'a mut Caches,
     fan_out_members_max: usize,
     version: u64,
+    /// But for the rows of conversations and members, which come last.
     changes: Changes,
     conversations: HashMap<String, Conversation>,
     members: HashMap<Vec<u8>, MemberRow>,
@@ -90,7 +91,7 @@ impl<'a> Transaction<'a> {
             caches,
             fan_out_members_max,
             version,
-            changes: Changes::new(),
+            changes: Changes::default(),
             conversations: HashMap::new(),
             members: HashMap::new(),
         }
@@ -156,7 +157,15 @@ impl<'a> Transaction<'a> {
     }
 
     /// What to write, and what to remember once that is durable.
-    pub fn finish(self) -> (Changes, Applied) {
+    pub fn finish(mut self) -> (Changes, Applied) {
+        // A busy conversation is changed many times in a commit, and written once.
+        for (conversation_id, conversation) in &self.conversations {
+            let key = keys::conversation(conversation_id);
+            self.changes.put(Table::Conversations, key, conversation.row.encode());
+        }
+        for (key, row) in &self.members {
+            self.changes.put(Table::Users, key.clone(), row.encode());
+        }
         (self.changes, Applied { conversations: self.conversations, members: self.members })
     }
 
@@ -231,7 +240,7 @@ impl<'a> Transaction<'a> {
             let pointer = PointerRow { max_sequence: sequence, version: self.version }.encode();
             for user_id in conversation.members.iter() {
                 let key = keys::user(user_id, &conversation_id, UserRow::Pointer);
-                self.changes.insert((Table::Users, key), Some(pointer.clone()));
+                self.changes.put(Table::Users, key, pointer.clone());
             }
         }
         let dedupe = DedupeRow { conversation_id: conversation_id.clone(), sequence };
@@ -277,10 +286,14 @@ impl<'a> Transaction<'a> {
         let members = single_members(sender_id, user_id);
         for user_id in members.iter() {
             // The version is that of the message, which is about to be stored.
-            let row = MemberRow { version: self.version + 1, ..MemberRow::default() };
+            let version = self.version + 1;
+            let row = MemberRow { version, by_cursor: true, ..MemberRow::default() };
             self.put_member(user_id, &conversation_id, row);
         }
-        Ok((conversation_id, Conversation { row: ConversationRow::default(), members }))
+        // A pointer for each of the two would be half of what a message writes, and tell them only
+        // what the conversation's own row says as well.
+        let row = ConversationRow { by_cursor: true, ..ConversationRow::default() };
+        Ok((conversation_id, Conversation { row, members }))
     }
 
     // --- a member's own row -----------------------------------------------------------------------
@@ -361,7 +374,7 @@ impl<'a> Transaction<'a> {
     // --- rows, seen through this commit ---------------------------------------------------------
 
     fn get<R: Row>(&self, table: Table, key: &[u8]) -> Result<Option<R>, StoreError> {
-        match self.changes.get(&(table, key.to_vec())) {
+        match self.changes.get(table, key) {
             Some(Some(value)) => super::database::decode(table, value).map(Some),
             Some(None) => Ok(None),
             None => self.tables.get(table, key),
@@ -369,7 +382,7 @@ impl<'a> Transaction<'a> {
     }
 
     fn put<R: Row>(&mut self, table: Table, key: Vec<u8>, row: &R) {
-        self.changes.insert((table, key), Some(row.encode()));
+        self.changes.put(table, key, row.encode());
     }
 
     fn conversation(&mut self, conversation_id: &str) -> Result<Option<Conversation>, StoreError> {
@@ -379,8 +392,8 @@ impl<'a> Transaction<'a> {
         if let Some(conversation) = self.caches.conversations.get(conversation_id) {
             return Ok(Some(conversation.clone()));
         }
-        let key = conversation_id.as_bytes();
-        let Some(row) = self.tables.get::<ConversationRow>(Table::Conversations, key)? else {
+        let key = keys::conversation(conversation_id);
+        let Some(row) = self.tables.get::<ConversationRow>(Table::Conversations, &key)? else {
             return Ok(None);
         };
         let members = stored_members(self.tables, conversation_id)?;
@@ -390,8 +403,6 @@ impl<'a> Transaction<'a> {
     }
 
     fn put_conversation(&mut self, conversation_id: &str, conversation: Conversation) {
-        let key = conversation_id.as_bytes().to_vec();
-        self.put(Table::Conversations, key, &conversation.row);
         self.conversations.insert(conversation_id.to_owned(), conversation);
     }
 
@@ -427,7 +438,6 @@ impl<'a> Transaction<'a> {
 
     fn put_member(&mut self, user_id: &str, conversation_id: &str, row: MemberRow) {
         let key = keys::user(user_id, conversation_id, UserRow::Member);
-        self.put(Table::Users, key.clone(), &row);
         self.members.insert(key, row);
     }
 }

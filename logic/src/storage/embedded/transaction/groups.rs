@@ -182,7 +182,7 @@ impl Transaction<'_> {
         };
         self.put_member(user_id, conversation_id, member);
         let key = keys::group_member(group_id, user_id);
-        self.changes.insert((Table::Groups, key), Some(vec![]));
+        self.changes.put(Table::Groups, key, vec![]);
     }
 
     /// Ends somebody's membership; what was there until now stays readable.
@@ -197,7 +197,7 @@ impl Transaction<'_> {
         member.version = self.version;
         member.quit_sequence = Some(max_sequence);
         self.put_member(user_id, conversation_id, member);
-        self.changes.insert((Table::Groups, keys::group_member(group_id, user_id)), None);
+        self.changes.remove(Table::Groups, keys::group_member(group_id, user_id));
         Ok(())
     }
 }
