@@ -93,6 +93,30 @@ fn store(criterion: &mut Criterion) {
             assert!(black_box(messages).expect("an answer").is_empty());
         });
     });
+    // Somebody with a hundred chats, as most logins see it: all of them known already.
+    let social = "social".to_owned();
+    let mut chats = Vec::new();
+    for other in 0..100 {
+        let mut write = message(other, &mut next);
+        if let Write::Append { target, .. } = &mut write {
+            *target = Target::User(social.clone());
+        }
+        chats.push(write);
+    }
+    runtime.block_on(store.commit(chats)).expect("a commit");
+    let known = (0..100).map(|other| Write::MoveCursor {
+        user_id: social.clone(),
+        conversation_id: conversation_id::single(&social, &user(other)),
+        delivered: u64::MAX,
+        read: 0,
+    });
+    runtime.block_on(store.commit(known.collect())).expect("a commit");
+    group.bench_function("undelivered, nothing new in 100 chats", |bencher| {
+        bencher.iter(|| {
+            let messages = runtime.block_on(store.undelivered(&social, u64::MAX, 20, 100));
+            assert!(black_box(messages).expect("an answer").is_empty());
+        });
+    });
     group.finish();
     runtime.block_on(store.close()).expect("the end");
 }
