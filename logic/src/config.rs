@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     chat::ChatSettings,
     login::{SessionPolicy, WhenFull},
+    storage::embedded::Options,
 };
 
 /// Shortest `login.jwt_secret`: HS256 needs a key of at least the size of its hash (RFC 7518,
@@ -121,6 +122,8 @@ pub struct Api {
 pub struct Store {
     /// The data directory; created if it is missing.
     pub directory: PathBuf,
+    /// A table in memory is written to a file above this size.
+    pub memtable_bytes_max: ByteSize,
 }
 
 /// `[login]`
@@ -191,6 +194,8 @@ pub struct Limits {
     pub writes_queued_max: usize,
     /// See [`ChatSettings::commit_writes_max`].
     pub commit_writes_max: usize,
+    /// See [`ChatSettings::commits_in_flight_max`].
+    pub commits_in_flight_max: usize,
     /// See [`ChatSettings::cursor_delay`].
     pub cursor_delay: Duration,
     /// See [`ChatSettings::reads_queued_max`].
@@ -310,7 +315,10 @@ impl Default for Api {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { directory: PathBuf::from("data") }
+        Self {
+            directory: PathBuf::from("data"),
+            memtable_bytes_max: ByteSize::from_bytes(Options::new("").memtable_bytes_max),
+        }
     }
 }
 
@@ -357,6 +365,7 @@ impl Default for Limits {
             reply_bytes_max: ByteSize::from_bytes(chat.reply_bytes_max as u64),
             writes_queued_max: chat.writes_queued_max,
             commit_writes_max: chat.commit_writes_max,
+            commits_in_flight_max: chat.commits_in_flight_max,
             cursor_delay: Duration::from_millis(chat.cursor_delay.as_millis() as u64),
             reads_queued_max: chat.reads_queued_max,
             reads_in_flight_max: chat.reads_in_flight_max,
@@ -487,6 +496,7 @@ impl Config {
             ("limits.messages_burst_max", limits.messages_burst_max as usize),
             ("limits.writes_queued_max", limits.writes_queued_max),
             ("limits.commit_writes_max", limits.commit_writes_max),
+            ("limits.commits_in_flight_max", limits.commits_in_flight_max),
             ("limits.reads_queued_max", limits.reads_queued_max),
             ("limits.reads_in_flight_max", limits.reads_in_flight_max),
             ("limits.reports_queued_max", limits.reports_queued_max),
@@ -503,6 +513,12 @@ impl Config {
         }
         if self.store.directory.as_os_str().is_empty() {
             return Err(Invalid::new("store.directory", "must not be empty"));
+        }
+        if !(1 << 20..=1 << 30).contains(&self.store.memtable_bytes_max.as_bytes()) {
+            return Err(Invalid::new(
+                "store.memtable_bytes_max",
+                "must be between 1MiB and 1024MiB",
+            ));
         }
         Ok(())
     }
@@ -585,6 +601,7 @@ impl Config {
         ChatSettings {
             writes_queued_max: limits.writes_queued_max,
             commit_writes_max: limits.commit_writes_max,
+            commits_in_flight_max: limits.commits_in_flight_max,
             cursor_delay: limits.cursor_delay.as_std(),
             reads_queued_max: limits.reads_queued_max,
             reads_in_flight_max: limits.reads_in_flight_max,

@@ -217,7 +217,10 @@ const DOOR_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Opening reads the journal, which may take seconds: not on a thread that serves others.
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
-    let options = Options::new(&config.store.directory);
+    let options = Options {
+        memtable_bytes_max: config.store.memtable_bytes_max.as_bytes(),
+        ..Options::new(&config.store.directory)
+    };
     let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(options)).await;
     match opened {
         Ok(store) => Ok(Arc::new(store?)),

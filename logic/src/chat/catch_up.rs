@@ -8,7 +8,10 @@ use std::{sync::Arc, time::Duration};
 use millrace_logic_sdk::Session;
 use millrace_protocol::{Code, chat::Message};
 use prost::Message as _;
-use tokio::{sync::Semaphore, time::sleep};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::sleep,
+};
 
 use super::{
     Core,
@@ -16,7 +19,16 @@ use super::{
     sync::send_deliver,
 };
 
-/// Starts catch-ups, a bounded number at once, until [`Core::stop`].
+/// A session whose catch-up has begun.
+struct Begun {
+    session: Arc<Session>,
+    round: u64,
+    /// One of `catch_ups_in_flight_max`.
+    permit: OwnedSemaphorePermit,
+}
+
+/// Starts catch-ups, a bounded number at once, until [`Core::stop`]. Those that wait are read
+/// together: when everybody logs in at once, nearly all of them have missed nothing.
 pub(crate) async fn run(core: Arc<Core>) {
     let permits = Arc::new(Semaphore::new(core.settings.catch_ups_in_flight_max.max(1)));
     loop {
@@ -33,68 +45,135 @@ pub(crate) async fn run(core: Arc<Core>) {
                 },
             }
         };
+        // Nobody closes this semaphore.
+        let Ok(permit) = permit else { return };
+        let mut begun = vec![Begun { session, round, permit }];
+        while let Ok(permit) = permits.clone().try_acquire_owned()
+            && let Some((session, round)) = core.online.next_catch_up()
+        {
+            begun.push(Begun { session, round, permit });
+        }
+        tokio::spawn(catch_up_together(core.clone(), begun));
+    }
+}
+
+/// Reads what all of these have missed, and deals with each.
+async fn catch_up_together(core: Arc<Core>, begun: Vec<Begun>) {
+    // What is committed after this is held back: the rounds have begun.
+    let as_of = core.store.version();
+    let user_ids: Vec<&str> = begun.iter().map(|begun| &*begun.session.user_id).collect();
+    let found = core
+        .store
+        .undelivered_of(
+            &user_ids,
+            as_of,
+            core.settings.catch_up_messages_max,
+            core.settings.catch_up_conversations_max,
+        )
+        .await;
+    let found: Vec<_> = match found {
+        Ok(found) => found.into_iter().map(Some).collect(),
+        Err(error) => {
+            tracing::error!(%error, "undelivered messages could not be read");
+            begun.iter().map(|_| None).collect()
+        }
+    };
+    for (Begun { session, round, permit }, messages) in begun.into_iter().zip(found) {
+        // Without messages nothing waits. Whoever has some waits for nobody else.
+        if let Some(messages) = &messages
+            && messages.is_empty()
+            && catch_up_once(&core, &session, round, as_of, vec![]).await
+        {
+            continue;
+        }
         let core = core.clone();
         tokio::spawn(async move {
-            catch_up(&core, &session, round).await;
+            catch_up(&core, &session, round, messages.map(|messages| (as_of, messages))).await;
             drop(permit);
         });
     }
 }
 
-async fn catch_up(core: &Core, session: &Session, mut round: u64) {
+/// Catches one session up, with attempts and waits. `first` is what was read already, and from
+/// which version.
+async fn catch_up(
+    core: &Core,
+    session: &Session,
+    mut round: u64,
+    mut first: Option<(u64, Vec<Message>)>,
+) {
     let settings = &core.settings;
     for attempt in 0..settings.catch_up_attempts_max.max(1) {
         if attempt > 0 {
             let Some(next) = core.online.begin_catch_up(session) else { return };
             round = next;
         }
-        // What is committed after this is held back: the round has begun.
-        let as_of = core.store.version();
-        let undelivered = core
-            .store
-            .undelivered(
-                &session.user_id,
-                as_of,
-                settings.catch_up_messages_max,
-                settings.catch_up_conversations_max,
-            )
-            .await;
-        let messages = match undelivered {
-            Ok(messages) => messages,
-            Err(error) => {
-                tracing::error!(%error, "undelivered messages could not be read");
-                sleep(Duration::from_millis(100) * 2_u32.pow(attempt.min(5))).await;
-                continue;
+        let (as_of, messages) = match first.take() {
+            Some(read) => read,
+            None => {
+                // As above: the round has begun.
+                let as_of = core.store.version();
+                let undelivered = core
+                    .store
+                    .undelivered(
+                        &session.user_id,
+                        as_of,
+                        settings.catch_up_messages_max,
+                        settings.catch_up_conversations_max,
+                    )
+                    .await;
+                match undelivered {
+                    Ok(messages) => (as_of, messages),
+                    Err(error) => {
+                        tracing::error!(%error, "undelivered messages could not be read");
+                        sleep(Duration::from_millis(100) * 2_u32.pow(attempt.min(5))).await;
+                        continue;
+                    }
+                }
             }
         };
-        if !core.online.is_catching_up(session, round) {
+        if catch_up_once(core, session, round, as_of, messages).await {
             return;
-        }
-        core.metrics.catch_ups.inc();
-        core.metrics.catch_up_messages.inc_by(messages.len() as u64);
-        let mut pushed = Pushed { as_of, highest: Default::default() };
-        for message in &messages {
-            let highest = pushed.highest.entry(message.conversation_id.clone()).or_default();
-            *highest = message.sequence.max(*highest);
-        }
-        if !push(core, session, round, messages).await {
-            return;
-        }
-        let receiver = [(session.address, session.encoding)];
-        let finished = core.online.finish_catch_up(session, round, pushed, |held| {
-            let mut out = core.gateways.batch();
-            for (messages, _) in chunks(core, held) {
-                send_deliver(core, &mut out, &receiver, messages);
-            }
-        });
-        match finished {
-            Finished::Live | Finished::Void => return,
-            Finished::Again => {}
         }
     }
     core.metrics.catch_ups_failed.inc();
     tracing::warn!("a session is closed because its undelivered messages could not be pushed");
     core.gateways.close(session.address, Code::Internal, Code::Internal.sentence());
+}
+
+/// Pushes what was read and hands out what was held; false when more was held than fits, so that
+/// the store has to be read again.
+async fn catch_up_once(
+    core: &Core,
+    session: &Session,
+    round: u64,
+    as_of: u64,
+    messages: Vec<Message>,
+) -> bool {
+    if !core.online.is_catching_up(session, round) {
+        return true;
+    }
+    core.metrics.catch_ups.inc();
+    core.metrics.catch_up_messages.inc_by(messages.len() as u64);
+    let mut pushed = Pushed { as_of, highest: Default::default() };
+    for message in &messages {
+        let highest = pushed.highest.entry(message.conversation_id.clone()).or_default();
+        *highest = message.sequence.max(*highest);
+    }
+    if !push(core, session, round, messages).await {
+        return true;
+    }
+    let receiver = [(session.address, session.encoding)];
+    let finished = core.online.finish_catch_up(session, round, pushed, |held| {
+        let mut out = core.gateways.batch();
+        for (messages, _) in chunks(core, held) {
+            send_deliver(core, &mut out, &receiver, messages);
+        }
+    });
+    match finished {
+        Finished::Live | Finished::Void => true,
+        Finished::Again => false,
+    }
 }
 
 /// Pushes in bursts with pauses between; false when the session needs no more of this.

@@ -151,8 +151,8 @@ impl Metrics {
             "commits_failed",
                 "Commits that the store refused; look at its disk, nothing of them was acknowledged",
                 commits_failed;
-            "commit_duration_seconds", "How long the store took for one commit", commit_seconds;
-            "commit_writes", "Writes of one commit", commit_writes;
+            "commit_duration_seconds", "From handing a batch of writes to the store until it was durable", commit_seconds;
+            "commit_writes", "Writes of one batch handed to the store", commit_writes;
             "send_duration_seconds",
                 "From taking a message off the link to handing out its reply and deliveries",
                 send_seconds;

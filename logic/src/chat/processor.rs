@@ -1,19 +1,18 @@
 //! The second stage: gathers writes and makes them durable, a batch a commit.
 //!
-//! While one commit is under way the next batch gathers in the queue, so batches grow with load
-//! and a quiet system commits at once. Cursor moves of one user in one conversation that meet in a
-//! batch become one write, and a batch of nothing but silent ones waits a moment for company. It answers nobody: outcomes go on to the third stage in commit order.
+//! Several batches may be with the store at once: it takes what has come while it was busy as one
+//! group, so groups grow with load, a quiet system commits at once, and the store never waits for
+//! this stage between two groups. Cursor moves of one user in one conversation that meet in a batch
+//! become one write, and a batch of nothing but silent ones waits a moment for company. It answers
+//! nobody: outcomes go on to the third stage in commit order.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
 use millrace_logic_sdk::Inbound;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::timeout_at,
+    time::sleep_until,
 };
 
 use super::Core;
@@ -55,6 +54,16 @@ pub(crate) struct Commit {
     pub result: Result<Vec<Outcome>, StoreError>,
 }
 
+/// A batch that the store has dealt with.
+struct Committed {
+    origins: Vec<(Origin, Instant)>,
+    writes: usize,
+    began: Instant,
+    result: Result<Vec<Outcome>, StoreError>,
+}
+
+type Committing = FuturesOrdered<BoxFuture<'static, Committed>>;
+
 /// Runs until every sender of `jobs` is gone and the last batch is committed.
 pub(crate) async fn run(
     core: Arc<Core>,
@@ -62,55 +71,83 @@ pub(crate) async fn run(
     commits: mpsc::Sender<Commit>,
 ) {
     let writes_max = core.settings.commit_writes_max.max(1);
-    let mut gathered = Vec::with_capacity(writes_max);
-    loop {
-        // The slot first: while the third stage is behind, the batch goes on growing.
-        let Ok(slot) = commits.reserve().await else { return };
-        if jobs.recv_many(&mut gathered, writes_max).await == 0 {
-            return;
-        }
-        wait_for_company(&mut gathered, &mut jobs, writes_max, core.settings.cursor_delay).await;
-        let (writes, origins) = coalesce(&mut gathered);
-        let count = writes.len();
-        let began = Instant::now();
-        let result = core.store.commit(writes).await;
-        core.metrics.commit_seconds.observe(began.elapsed().as_secs_f64());
-        core.metrics.commit_writes.observe(count as f64);
-        match &result {
-            Ok(outcomes) => {
-                assert_eq!(outcomes.len(), count, "a store answers every write of a commit");
-                core.metrics.commits.inc();
+    let in_flight_max = core.settings.commits_in_flight_max.max(1);
+    let mut gathered: Vec<Job> = Vec::with_capacity(writes_max);
+    let mut committing = Committing::new();
+    // Until when what is gathered waits for company.
+    let mut company_until = None;
+    let mut is_over = false;
+    while !(is_over && committing.is_empty()) {
+        let may_begin = committing.len() < in_flight_max;
+        let room = writes_max - gathered.len();
+        tokio::select! {
+            biased;
+            Some(committed) = committing.next(), if !committing.is_empty() => {
+                // While the third stage is behind, nothing more is begun.
+                let Ok(slot) = commits.reserve().await else { return };
+                slot.send(conclude(&core, committed));
+                continue;
             }
-            Err(error) => {
-                core.metrics.commits_failed.inc();
-                tracing::error!(%error, writes = count, "a commit failed; nothing was stored");
+            received = jobs.recv_many(&mut gathered, room), if may_begin && !is_over => {
+                is_over = received == 0;
+                let newest = gathered.len() - received;
+                let company = !is_over
+                    && gathered.len() < writes_max
+                    && !core.settings.cursor_delay.is_zero()
+                    && gathered[newest..].iter().all(Job::is_silent_move);
+                if company {
+                    let until = || tokio::time::Instant::now() + core.settings.cursor_delay;
+                    company_until.get_or_insert_with(until);
+                    continue;
+                }
             }
+            () = until(company_until), if may_begin => {}
         }
-        slot.send(Commit { origins, result });
+        company_until = None;
+        if !gathered.is_empty() {
+            begin(&core, &mut gathered, &mut committing);
+        }
     }
 }
 
 /// A batch of nothing but cursor moves that nobody waits for is not worth a commit of its own yet:
 /// most likely a message comes along soon, and takes them with it.
-async fn wait_for_company(
-    gathered: &mut Vec<Job>,
-    jobs: &mut mpsc::Receiver<Job>,
-    writes_max: usize,
-    delay: Duration,
-) {
-    if delay.is_zero() {
-        return;
+async fn until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
-    let until = tokio::time::Instant::now() + delay;
-    let mut looked_at = 0;
-    while gathered.len() < writes_max && gathered[looked_at..].iter().all(Job::is_silent_move) {
-        looked_at = gathered.len();
-        let room = writes_max - gathered.len();
-        match timeout_at(until, jobs.recv_many(gathered, room)).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
+}
+
+/// Hands what is gathered to the store.
+fn begin(core: &Arc<Core>, gathered: &mut Vec<Job>, committing: &mut Committing) {
+    let (writes, origins) = coalesce(gathered);
+    let core = core.clone();
+    committing.push_back(
+        async move {
+            let (count, began) = (writes.len(), Instant::now());
+            let result = core.store.commit(writes).await;
+            Committed { origins, writes: count, began, result }
+        }
+        .boxed(),
+    );
+}
+
+fn conclude(core: &Core, committed: Committed) -> Commit {
+    let Committed { origins, writes, began, result } = committed;
+    core.metrics.commit_seconds.observe(began.elapsed().as_secs_f64());
+    core.metrics.commit_writes.observe(writes as f64);
+    match &result {
+        Ok(outcomes) => {
+            assert_eq!(outcomes.len(), writes, "a store answers every write of a commit");
+            core.metrics.commits.inc();
+        }
+        Err(error) => {
+            core.metrics.commits_failed.inc();
+            tracing::error!(%error, writes, "a commit failed; nothing was stored");
         }
     }
+    Commit { origins, result }
 }
 
 /// Takes the batch apart, merging cursor moves that nobody waits for into the earlier move of the

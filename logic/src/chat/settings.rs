@@ -19,6 +19,9 @@ pub struct ChatSettings {
     /// How long cursor moves that nobody waits for may wait for a message to share a commit with.
     /// Receipts are coalesced for longer than this anyway.
     pub cursor_delay: Duration,
+    /// Batches of writes that the store has been given and has not answered. At the bound the next
+    /// batch gathers until it answers one.
+    pub commits_in_flight_max: usize,
     /// Commits whose replies and deliveries are still to be sent. Full: the processor waits.
     pub commits_queued_max: usize,
     /// Reads (pulls, look-ups, typing) waiting. Full: receiving waits.
@@ -98,6 +101,7 @@ impl Default for ChatSettings {
             writes_queued_max: 16_384,
             commit_writes_max: 1_000,
             cursor_delay: Duration::from_millis(10),
+            commits_in_flight_max: 16,
             commits_queued_max: 4,
             reads_queued_max: 4_096,
             reads_in_flight_max: 64,
@@ -121,7 +125,7 @@ impl Default for ChatSettings {
             room_body_bytes_max: 16 * 1024,
             broadcasts_per_second_max: 10,
             broadcasts_burst_max: 20,
-            receipt_interval: Duration::from_millis(200),
+            receipt_interval: Duration::from_millis(500),
             receipt_members_max: 100,
             receipts_pending_max: 65_536,
             deliver_messages_max: 64,

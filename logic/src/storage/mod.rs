@@ -49,7 +49,8 @@ pub type Members = Arc<[Arc<str>]>;
 pub trait Store: Send + Sync + 'static {
     /// Applies the writes in order as one durable commit and returns one outcome per write, in
     /// order. A write that is refused ([`Outcome::Refused`]) changes nothing and does not hinder
-    /// the others.
+    /// the others. Commits that are begun one after the other are applied in this order, also when
+    /// the earlier is not answered yet.
     ///
     /// # Errors
     /// When the commit could not be made durable (full disk, failed disk, closed store); then
@@ -100,6 +101,26 @@ pub trait Store: Send + Sync + 'static {
         per_conversation_max: usize,
         conversations_max: usize,
     ) -> Result<Vec<chat::Message>, StoreError>;
+
+    /// [`Store::undelivered`] of many users, in their order: what everybody is sent who has logged
+    /// in at the same time. A store that can, reads them in one go.
+    ///
+    /// # Errors
+    /// The store's own failures.
+    async fn undelivered_of(
+        &self,
+        user_ids: &[&str],
+        as_of: u64,
+        per_conversation_max: usize,
+        conversations_max: usize,
+    ) -> Result<Vec<Vec<chat::Message>>, StoreError> {
+        let mut found = Vec::with_capacity(user_ids.len());
+        for user_id in user_ids {
+            let of_one = self.undelivered(user_id, as_of, per_conversation_max, conversations_max);
+            found.push(of_one.await?);
+        }
+        Ok(found)
+    }
 
     /// The version of the newest durable commit; 0 in an empty store.
     fn version(&self) -> u64;

@@ -8,10 +8,11 @@
 //! - `reader`: the questions
 //!
 //! # Fan-out
-//! Every message writes one pointer row per member, so that a user who comes online finds what is
-//! new in one range of keys. In a group of more than `fan_out_members_max` members it writes none;
-//! its members look at the conversation's own row instead, one look-up for each such group. A
-//! group that has once been large stays so.
+//! A message to a group writes one pointer row per member, so that a user who comes online finds
+//! what is new in one range of keys. In a group of more than `fan_out_members_max` members it writes
+//! none; its members look at the conversation's own row instead, one look-up for each such group. A
+//! group that has once been large stays so. A single chat is like a large group: its two pointers
+//! would be half of what a message writes, and a look-up for each chat at a login is cheaper.
 //!
 //! # Failure
 //! A full disk refuses commits before the engine could trip over it ([`Options::free_bytes_min`])
@@ -96,7 +97,7 @@ impl Options {
             cached_members_max: 1_000_000,
             cached_cursors_max: 200_000,
             cache_bytes: 256 << 20,
-            memtable_bytes_max: 8 << 20,
+            memtable_bytes_max: 16 << 20,
             journal_bytes_max: 256 << 20,
             free_bytes_min: 256 << 20,
         }
@@ -221,6 +222,23 @@ impl Store for EmbeddedStore {
         let user_id = user_id.to_owned();
         self.read(move |tables, _| {
             reader::undelivered(tables, &user_id, as_of, per_conversation_max, conversations_max)
+        })
+        .await
+    }
+
+    async fn undelivered_of(
+        &self,
+        user_ids: &[&str],
+        as_of: u64,
+        per_conversation_max: usize,
+        conversations_max: usize,
+    ) -> Result<Vec<Vec<chat::Message>>, StoreError> {
+        let user_ids: Vec<String> = user_ids.iter().map(|user_id| (*user_id).to_owned()).collect();
+        self.read(move |tables, _| {
+            let of_one = |user_id: &String| {
+                reader::undelivered(tables, user_id, as_of, per_conversation_max, conversations_max)
+            };
+            user_ids.iter().map(of_one).collect()
         })
         .await
     }

@@ -4,9 +4,12 @@
 //! Grouping needs no timer: while one commit is on its way to the disk, the next gathers in the
 //! bounded queue.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{mpsc, oneshot};
@@ -18,6 +21,9 @@ use super::{
     transaction::{Applied, Caches, Transaction},
 };
 use crate::storage::{Members, Outcome, StoreError, Write};
+
+/// A commit that takes so long is worth a line in the log.
+const SLOW: Duration = Duration::from_millis(20);
 
 /// Writes of one caller and where their outcomes go.
 pub struct Commit {
@@ -132,6 +138,7 @@ fn apply(
     fan_out_members_max: usize,
     commits: Vec<Vec<Write>>,
 ) -> Result<Vec<Vec<Outcome>>, StoreError> {
+    let began = Instant::now();
     let before = shared.version.load(Ordering::Acquire);
     let mut transaction = Transaction::new(tables, caches, fan_out_members_max, before);
     let mut outcomes = Vec::with_capacity(commits.len());
@@ -151,12 +158,22 @@ fn apply(
         }
         outcomes.push(of_commit);
     }
+    let decided = began.elapsed();
     let version = transaction.version();
     let (changes, Applied { conversations, members }) = transaction.finish();
     if changes.is_empty() {
         return Ok(outcomes);
     }
     tables.commit(changes, version)?;
+    let took = began.elapsed();
+    if took >= SLOW {
+        let (decided_ms, took_ms) = (decided.as_millis() as u64, took.as_millis() as u64);
+        tracing::debug!(
+            took_ms,
+            decided_ms,
+            "a slow commit: the disk, the engine's flushes, or too little CPU"
+        );
+    }
     if membership_changed {
         shared.members.forget(conversations.keys());
     }
