@@ -70,7 +70,7 @@ impl Gateways {
 
     /// Collects replies and frames, in order, to be handed over at once when it is dropped.
     pub fn batch(&self) -> Batch<'_> {
-        Batch { gateways: self, parts: Vec::new() }
+        Batch { gateways: self, parts: Vec::new(), links: Vec::new() }
     }
 
     /// Ends a session: the client is told, `session_ended` follows when the gateway has done it.
@@ -250,6 +250,8 @@ impl Gateways {
 pub struct Batch<'a> {
     gateways: &'a Gateways,
     parts: Vec<(Arc<LinkStream>, Vec<Entry>)>,
+    /// The streams looked up so far; `None` where a shard is away.
+    links: Vec<(GatewayKey, Option<Arc<LinkStream>>)>,
 }
 
 impl Batch<'_> {
@@ -311,9 +313,8 @@ impl Batch<'_> {
         flags: Flags,
         body: &Bytes,
     ) {
-        let hub = &self.gateways.hub;
-        let Some(link) = hub.shard(gateway).and_then(|shard| shard.stream()) else {
-            return count(&hub.counters.events_skipped, 1);
+        let Some(link) = self.link_of(gateway) else {
+            return count(&self.gateways.hub.counters.events_skipped, 1);
         };
         let frame = |session_ids: Vec<u64>| {
             Entry::new(Kind::SendFrame(SendFrame {
@@ -334,6 +335,16 @@ impl Batch<'_> {
 }
 
 impl Batch<'_> {
+    /// The stream of a shard, as it was when this batch first asked.
+    fn link_of(&mut self, gateway: GatewayKey) -> Option<Arc<LinkStream>> {
+        if let Some((_, link)) = self.links.iter().find(|(known, _)| *known == gateway) {
+            return link.clone();
+        }
+        let link = self.gateways.hub.shard(gateway).and_then(|shard| shard.stream());
+        self.links.push((gateway, link.clone()));
+        link
+    }
+
     fn add(&mut self, link: &Arc<LinkStream>, entry: Entry) {
         match self.parts.iter_mut().find(|(known, _)| Arc::ptr_eq(known, link)) {
             Some((_, entries)) => entries.push(entry),

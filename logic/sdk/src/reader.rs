@@ -13,9 +13,9 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use millrace_protocol::frame::Flags;
 use millrace_protocol::link::{
-    ClientFrame, ConnectRequest, Credit, GatewayEvent, Hello, HelloReply, LoginRequest,
+    ClientFrame, ConnectRequest, Credit, Encoding, GatewayEvent, Hello, HelloReply, LoginRequest,
     LoginResult, RefreshRequest, RefreshResult, RoomMembers, Session as ListedSession,
-    SessionEnded, gateway_event, logic_event::Kind,
+    SessionEnded, Transport, gateway_event, logic_event::Kind,
 };
 use millrace_protocol::{Code, limits};
 use tokio::sync::futures::Notified;
@@ -38,9 +38,18 @@ pub(crate) enum End {
     Violation(Status),
 }
 
+/// What is kept of a login while it is decided.
+struct Asked {
+    address: SessionAddress,
+    device_id: String,
+    platform: String,
+    transport: Transport,
+    encoding: Encoding,
+}
+
 /// What a login or refresh came to.
 enum Decided {
-    Login { request: Box<Login>, answer: Result<Accepted, Refused> },
+    Login { asked: Asked, answer: Result<Accepted, Refused> },
     Refresh { session: Arc<Session>, request_id: u32, answer: Result<i64, Refused> },
 }
 
@@ -61,6 +70,10 @@ pub(crate) struct Reader<'a, B> {
     /// The rooms listed so far, and how many memberships that is.
     listed_rooms: (Vec<RoomMembers>, usize),
     deciding: FuturesUnordered<BoxFuture<'static, Decided>>,
+    /// Answers to logins that leave together, with one wake of the connection, and the sessions
+    /// that start right after.
+    answers: Vec<Entry>,
+    starting: Vec<Arc<Session>>,
 }
 
 impl<'a, B: Backend> Reader<'a, B> {
@@ -83,6 +96,8 @@ impl<'a, B: Backend> Reader<'a, B> {
             listing: Some(Vec::new()),
             listed_rooms: (Vec::new(), 0),
             deciding: FuturesUnordered::new(),
+            answers: Vec::new(),
+            starting: Vec::new(),
         }
     }
 
@@ -128,7 +143,12 @@ impl<'a, B: Backend> Reader<'a, B> {
                 biased;
                 () = &mut changed => renew(changed.as_mut(), &link),
                 Some(decided) = self.deciding.next(),
-                    if self.listing.is_none() && !self.deciding.is_empty() => self.decided(decided),
+                    if self.listing.is_none() && !self.deciding.is_empty() =>
+                {
+                    self.decided(decided);
+                    self.decide_what_is_ready();
+                    self.start_sessions();
+                }
                 received = inbound.message(), if !link.is_reading_stopped() => {
                     match received {
                         Ok(Some(batch)) => {
@@ -157,9 +177,17 @@ impl<'a, B: Backend> Reader<'a, B> {
         }
     }
 
-    /// Works a batch off: credit, the list, logins, then its frames, then its ends. An end comes
-    /// after the frames of its session because a gateway sends none of a session that ended.
+    /// Works a batch off. Whatever is wrong with a later event of it, a login that was accepted
+    /// starts its session.
     async fn batch(&mut self, batch: ConnectRequest) -> Result<(), Status> {
+        let worked = self.events(batch).await;
+        self.start_sessions();
+        worked
+    }
+
+    /// Works events off: credit, the list, logins, then frames, then ends. An end comes after the
+    /// frames of its session because a gateway sends none of a session that ended.
+    async fn events(&mut self, batch: ConnectRequest) -> Result<(), Status> {
         if let Some(credit) = batch.credit {
             self.link.add_credit(credit);
         }
@@ -223,6 +251,7 @@ impl<'a, B: Backend> Reader<'a, B> {
                 None => {}
             }
         }
+        self.start_sessions();
         if !frames.is_empty() {
             count(&self.hub.counters.frames_received, frames.len() as u64);
             self.backend.frames(frames).await;
@@ -355,14 +384,28 @@ impl<'a, B: Backend> Reader<'a, B> {
         if self.deciding.len() >= self.hub.settings.logins_max {
             return self.refuse_login(address, &self.busy());
         }
+        let asked = Asked {
+            address,
+            device_id: login.device_id.clone(),
+            platform: login.platform.clone(),
+            transport,
+            encoding,
+        };
         let backend = Arc::clone(self.backend);
-        self.deciding.push(
-            async move {
-                let answer = backend.login(login.clone()).await;
-                Decided::Login { request: Box::new(login), answer }
-            }
-            .boxed(),
-        );
+        let decision =
+            async move { Decided::Login { asked, answer: backend.login(login).await } }.boxed();
+        self.decide(decision);
+    }
+
+    /// Waits for a decision, or takes it at once: most need no waiting, and there may be tens of
+    /// thousands a second.
+    fn decide(&mut self, mut decision: BoxFuture<'static, Decided>) {
+        if self.listing.is_none()
+            && let Some(decided) = (&mut decision).now_or_never()
+        {
+            return self.decided(decided);
+        }
+        self.deciding.push(decision);
     }
 
     fn refresh(&mut self, request: RefreshRequest) -> Result<(), Status> {
@@ -382,21 +425,22 @@ impl<'a, B: Backend> Reader<'a, B> {
             return Ok(());
         }
         let (backend, asked) = (Arc::clone(self.backend), Arc::clone(&session));
-        self.deciding.push(
-            async move {
-                let answer = backend.refresh(asked, request.token).await;
-                Decided::Refresh { session, request_id: request.request_id, answer }
-            }
-            .boxed(),
-        );
+        let decision = async move {
+            let answer = backend.refresh(asked, request.token).await;
+            Decided::Refresh { session, request_id: request.request_id, answer }
+        };
+        self.decide(decision.boxed());
         Ok(())
     }
 
     /// Before anything is refused for want of room: what needs no waiting is decided right away.
     fn make_room(&mut self) {
-        if self.listing.is_some() || self.deciding.len() < self.hub.settings.logins_max {
-            return;
+        if self.listing.is_none() && self.deciding.len() >= self.hub.settings.logins_max {
+            self.decide_what_is_ready();
         }
+    }
+
+    fn decide_what_is_ready(&mut self) {
         while let Some(Some(decided)) = self.deciding.next().now_or_never() {
             self.decided(decided);
         }
@@ -409,9 +453,9 @@ impl<'a, B: Backend> Reader<'a, B> {
 
     fn decided(&mut self, decided: Decided) {
         match decided {
-            Decided::Login { request, answer: Ok(accepted) } => self.accept(*request, accepted),
-            Decided::Login { request, answer: Err(refused) } => {
-                self.refuse_login(request.address, &refused);
+            Decided::Login { asked, answer: Ok(accepted) } => self.accept(asked, accepted),
+            Decided::Login { asked, answer: Err(refused) } => {
+                self.refuse_login(asked.address, &refused);
             }
             Decided::Refresh { session, request_id, answer } => {
                 if let Ok(expires_at_ms) = answer {
@@ -426,15 +470,15 @@ impl<'a, B: Backend> Reader<'a, B> {
         }
     }
 
-    /// The session starts: its answer is queued, then the backend may send to it.
-    fn accept(&self, login: Login, accepted: Accepted) {
+    /// The session is entered; [`Self::start_sessions`] answers and tells the backend.
+    fn accept(&mut self, login: Asked, accepted: Accepted) {
         let SessionAddress { session_id, .. } = login.address;
         let session = Arc::new(Session {
             address: login.address,
             gateway_id: Arc::clone(&self.shard.gateway_id),
             user_id: accepted.user_id.as_str().into(),
-            device_id: login.device_id,
-            platform: login.platform,
+            device_id: login.device_id.into(),
+            platform: login.platform.into(),
             transport: login.transport,
             encoding: login.encoding,
             logged_in_at_ms: now_ms(),
@@ -470,11 +514,23 @@ impl<'a, B: Backend> Reader<'a, B> {
             resume_token: accepted.resume_token,
             state: accepted.state,
         };
-        self.link.push([Entry::new(Kind::LoginResult(result))], &self.hub.counters);
-        self.backend.session_started(session);
+        self.answers.push(Entry::new(Kind::LoginResult(result)));
+        self.starting.push(session);
     }
 
-    fn refuse_login(&self, address: SessionAddress, refused: &Refused) {
+    /// Queues the answers to logins, then tells the backend of the sessions, so that what it sends
+    /// them arrives after their answer.
+    fn start_sessions(&mut self) {
+        if self.answers.is_empty() {
+            return;
+        }
+        self.link.push(self.answers.drain(..), &self.hub.counters);
+        for session in self.starting.drain(..) {
+            self.backend.session_started(session);
+        }
+    }
+
+    fn refuse_login(&mut self, address: SessionAddress, refused: &Refused) {
         count(&self.hub.counters.logins_refused, 1);
         let result = LoginResult {
             session_id: address.session_id,
@@ -483,7 +539,7 @@ impl<'a, B: Backend> Reader<'a, B> {
             retry_after_ms: refused.retry_after_ms,
             ..LoginResult::default()
         };
-        self.link.push([Entry::new(Kind::LoginResult(result))], &self.hub.counters);
+        self.answers.push(Entry::new(Kind::LoginResult(result)));
     }
 
     fn answer_refresh(&self, session_id: u64, request_id: u32, answer: Result<i64, Refused>) {

@@ -33,9 +33,9 @@ pub struct Session {
     /// The verified user.
     pub user_id: Arc<str>,
     /// As the client named its device; may be empty.
-    pub device_id: String,
+    pub device_id: Arc<str>,
     /// As the client named its platform; may be empty.
-    pub platform: String,
+    pub platform: Arc<str>,
     /// How the client is connected.
     pub transport: Transport,
     /// How the client wants its bodies.
@@ -61,8 +61,8 @@ impl Session {
             address: SessionAddress { gateway, shard, session_id: listed.session_id },
             gateway_id: Arc::clone(gateway_id),
             user_id: listed.user_id.into(),
-            device_id: listed.device_id,
-            platform: listed.platform,
+            device_id: listed.device_id.into(),
+            platform: listed.platform.into(),
             transport,
             encoding,
             logged_in_at_ms: listed.logged_in_at_ms,

@@ -233,8 +233,8 @@ impl Api for Chat {
         let shown = |record: SessionRecord| PresenceSession {
             gateway_id: record.gateway_id.to_string(),
             session_id: record.address.session_id,
-            device_id: record.device_id,
-            platform: record.platform,
+            device_id: record.device_id.to_string(),
+            platform: record.platform.to_string(),
             logged_in_at_ms: record.logged_in_at_ms,
         };
         Ok(GetPresenceResponse {

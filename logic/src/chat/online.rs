@@ -89,26 +89,48 @@ struct Entry {
     delivery: Delivery,
 }
 
+/// Boxed where they are large, since nearly all sessions are live with nothing pushed.
 enum Delivery {
-    CatchingUp {
-        /// Which catch-up; a result of an earlier one is void.
-        round: u64,
-        held: Vec<Message>,
-        held_bytes: usize,
-        overflowed: bool,
-    },
+    CatchingUp(Box<CatchingUp>),
     /// Everything new goes out. `pushed` is kept only while deliveries of commits that the
     /// catch-up has read may still come.
-    Live { pushed: Option<Box<Pushed>> },
+    Live {
+        pushed: Option<Box<Pushed>>,
+    },
+}
+
+struct CatchingUp {
+    /// Which catch-up; a result of an earlier one is void.
+    round: u64,
+    held: Vec<Message>,
+    held_bytes: usize,
+    overflowed: bool,
+}
+
+impl CatchingUp {
+    /// Puts a message aside, or gives all of them up when there are too many.
+    fn hold(&mut self, message: &Message, max: HeldMax) {
+        if self.overflowed {
+            return;
+        }
+        self.held_bytes += message.encoded_len();
+        if self.held.len() < max.messages && self.held_bytes <= max.bytes {
+            self.held.push(message.clone());
+        } else {
+            self.overflowed = true;
+            self.held = Vec::new();
+        }
+    }
 }
 
 impl Delivery {
     fn catching_up(round: u64) -> Self {
-        Self::CatchingUp { round, held: Vec::new(), held_bytes: 0, overflowed: false }
+        let held = Vec::new();
+        Self::CatchingUp(Box::new(CatchingUp { round, held, held_bytes: 0, overflowed: false }))
     }
 
     fn is_round(&self, wanted: u64) -> bool {
-        matches!(self, Self::CatchingUp { round, .. } if *round == wanted)
+        matches!(self, Self::CatchingUp(catching_up) if catching_up.round == wanted)
     }
 }
 
@@ -290,16 +312,16 @@ impl Online {
         let Some(entry) = table.entry(&session.user_id, session.address) else {
             return Finished::Void;
         };
-        let Delivery::CatchingUp { round, held, overflowed, .. } = &mut entry.delivery else {
+        let Delivery::CatchingUp(catching_up) = &mut entry.delivery else {
             return Finished::Void;
         };
-        if *round != finished_round {
+        if catching_up.round != finished_round {
             return Finished::Void;
         }
-        if *overflowed {
+        if catching_up.overflowed {
             return Finished::Again;
         }
-        let mut held = std::mem::take(held);
+        let mut held = std::mem::take(&mut catching_up.held);
         held.retain(|message| !pushed.covers(message));
         if !held.is_empty() {
             send(held);
@@ -340,16 +362,8 @@ impl Deliveries<'_> {
                     continue;
                 }
                 match &mut entry.delivery {
-                    Delivery::CatchingUp { overflowed: true, .. } => {}
-                    Delivery::CatchingUp { held, held_bytes, overflowed, .. } => {
-                        *held_bytes += message.encoded_len();
-                        if held.len() < self.held_max.messages && *held_bytes <= self.held_max.bytes
-                        {
-                            held.push(message.clone());
-                        } else {
-                            *overflowed = true;
-                            *held = Vec::new();
-                        }
+                    Delivery::CatchingUp(catching_up) => {
+                        catching_up.hold(message, self.held_max);
                     }
                     Delivery::Live { pushed } => {
                         if let Some(earlier) = pushed {

@@ -35,8 +35,8 @@ pub(crate) async fn login(core: &Core, login: Login) -> Result<Accepted, Refused
             user_id: verified.user_id.as_str().into(),
             address: login.address,
             gateway_id: "".into(),
-            device_id: login.device_id,
-            platform: login.platform,
+            device_id: login.device_id.into(),
+            platform: login.platform.into(),
             logged_in_at_ms: unix_ms(),
         };
         let existing = core

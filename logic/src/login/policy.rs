@@ -101,8 +101,8 @@ mod tests {
             user_id: "a".into(),
             address: SessionAddress { gateway: GatewayKey(1), shard: 0, session_id },
             gateway_id: "g".into(),
-            device_id: device_id.to_owned(),
-            platform: platform.to_owned(),
+            device_id: device_id.into(),
+            platform: platform.into(),
             logged_in_at_ms: session_id as i64,
         }
     }

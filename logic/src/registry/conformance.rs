@@ -15,8 +15,8 @@ pub(crate) fn record(user_id: &str, session_id: u64, logged_in_at_ms: i64) -> Se
         user_id: user_id.into(),
         address: SessionAddress { gateway: GatewayKey(1), shard: 0, session_id },
         gateway_id: "gateway-a".into(),
-        device_id: format!("device-{session_id}"),
-        platform: "ios".to_owned(),
+        device_id: format!("device-{session_id}").into(),
+        platform: "ios".into(),
         logged_in_at_ms,
     }
 }

@@ -88,7 +88,9 @@ impl Registry for MemoryRegistry {
                 return Err(RegistryError::Full(format!("it may hold {max} sessions")));
             }
         }
-        let sessions = part.entry(Arc::clone(&session.user_id)).or_default();
+        // Room for one: hardly anybody has more, and a vector makes room for four by itself.
+        let sessions =
+            part.entry(Arc::clone(&session.user_id)).or_insert_with(|| Vec::with_capacity(1));
         sessions.retain(|other| other.address != session.address);
         let later = |other: &SessionRecord| other.logged_in_at_ms <= session.logged_in_at_ms;
         sessions.insert(sessions.partition_point(later), session.clone());

@@ -26,9 +26,9 @@ pub struct SessionRecord {
     /// The name of its gateway.
     pub gateway_id: Arc<str>,
     /// As the client named its device; may be empty.
-    pub device_id: String,
+    pub device_id: Arc<str>,
     /// As the client named its platform; may be empty.
-    pub platform: String,
+    pub platform: Arc<str>,
     /// When it logged in, milliseconds since 1970.
     pub logged_in_at_ms: i64,
 }
@@ -39,8 +39,8 @@ impl From<&Session> for SessionRecord {
             user_id: Arc::clone(&session.user_id),
             address: session.address,
             gateway_id: Arc::clone(&session.gateway_id),
-            device_id: session.device_id.clone(),
-            platform: session.platform.clone(),
+            device_id: Arc::clone(&session.device_id),
+            platform: Arc::clone(&session.platform),
             logged_in_at_ms: session.logged_in_at_ms,
         }
     }

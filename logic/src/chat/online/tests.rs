@@ -22,8 +22,8 @@ fn session(session_id: u64, user_id: &str) -> Arc<Session> {
         address: SessionAddress { gateway: GatewayKey(1), shard: 0, session_id },
         gateway_id: "gateway".into(),
         user_id: user_id.into(),
-        device_id: String::new(),
-        platform: String::new(),
+        device_id: "".into(),
+        platform: "".into(),
         transport: Transport::Tcp,
         encoding: Encoding::Protobuf,
         logged_in_at_ms: 0,
@@ -173,4 +173,14 @@ fn a_user_shares_one_rate_over_all_devices() {
     online.admit(frames.into_iter(), &mut verdicts);
     let admitted: Vec<bool> = verdicts.iter().map(Result::is_ok).collect();
     assert_eq!(admitted, [true, true, false, true, true]);
+}
+
+/// A million sessions: each byte here is a megabyte there.
+#[test]
+fn what_is_kept_of_each_session_stays_small() {
+    assert!(size_of::<super::Entry>() <= 24, "{}", size_of::<super::Entry>());
+    assert!(size_of::<super::User>() <= 56, "{}", size_of::<super::User>());
+    assert!(size_of::<Session>() <= 136, "{}", size_of::<Session>());
+    let record = size_of::<crate::registry::SessionRecord>();
+    assert!(record <= 88, "{record}");
 }
