@@ -95,6 +95,7 @@ impl Dispatch<'_> {
     fn commit(mut self, origins: Vec<(Origin, Instant)>, outcomes: Vec<Outcome>) {
         // Whom everything goes to is decided in one go under the table's lock, and sent after it.
         let (targets, receivers) = self.resolve(&origins, &outcomes);
+        let now = Instant::now();
         for (((origin, received_at), outcome), range) in
             origins.into_iter().zip(outcomes).zip(targets)
         {
@@ -128,7 +129,8 @@ impl Dispatch<'_> {
                             drop(caller.send(Ok(outcome)));
                         }
                     }
-                    self.core.metrics.send_seconds.observe(received_at.elapsed().as_secs_f64());
+                    let took = now.saturating_duration_since(received_at);
+                    self.core.metrics.send_seconds.observe(took.as_secs_f64());
                     if !duplicate {
                         self.runs.add(message, sender, &receivers[range]);
                     }
@@ -150,7 +152,7 @@ impl Dispatch<'_> {
                         Origin::Api(_) => None,
                     };
                     self.receipts.note(
-                        Instant::now(),
+                        now,
                         conversation_id,
                         user_id,
                         delivered,

@@ -63,6 +63,8 @@ impl World {
         config.store.directory = self.folder.path().join("data");
         config.login.jwt_secret = SECRET.to_owned();
         config.api.token = TOKEN.to_owned();
+        // Shorter than what the tests wait for.
+        config.receipts.interval = millrace_service::Duration::from_millis(200);
         (self.change)(&mut config);
         config
     }
