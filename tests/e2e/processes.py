@@ -127,6 +127,7 @@ class Tiers:
         self.logic_config = folder / "logic.toml"
         self.gateway_config = folder / "gateway.toml"
         self.logic = self.gateway = None
+        self.logic_settings = ""
         self.ports = {}
 
     def free_port(self, name):
@@ -138,7 +139,7 @@ class Tiers:
 
     def start_logic(self):
         self.logic_config.write_text(
-            f'[store]\ndirectory = "{self.folder / "data"}"\n'
+            f'{self.logic_settings}\n[store]\ndirectory = "{self.folder / "data"}"\n'
             f'[link]\nlisten = "127.0.0.1:{self.free_port("link")}"\n'
             f'[http]\nlisten = "127.0.0.1:{self.free_port("http")}"\n'
             f'[grpc]\nlisten = "127.0.0.1:{self.free_port("grpc")}"\n[admin]\nlisten = "127.0.0.1:{self.free_port("logic-admin")}"\n'

@@ -1,0 +1,162 @@
+"""Single chat at speed: what it costs, tier by tier. A script, see --help.
+
+    .venv/bin/python tests/e2e/single_chat.py --rates 5000,20000         CPU a message by thread, latencies
+    .venv/bin/python tests/e2e/single_chat.py --rates 20000 --perf DIR   and a profile by symbol
+
+Gateway, logic with the embedded store and the load generator, each a process; one run a rate, each with an empty store. The
+CPU is counted from a second after the first stored message to a second before the end of the schedule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from processes import Tiers, metric
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def threads_cpu(process):
+    """{thread's name: (user seconds, kernel seconds)}, threads of one kind together."""
+    used = collections.defaultdict(lambda: [0.0, 0.0])
+    for task in Path(f"/proc/{process}/task").iterdir():
+        try:
+            before, after = (task / "stat").read_text().rsplit(")", 1)
+        except FileNotFoundError:
+            continue
+        fields = after.split()
+        name = re.sub(r"[-_]?\d+$", "", before.split("(", 1)[1])
+        used[name][0] += int(fields[11]) / TICKS
+        used[name][1] += int(fields[12]) / TICKS
+    return used
+
+
+def link_batches(admin):
+    """How many events the gateway and logic put into a batch."""
+    events = {way: metric(admin, f"millrace_link_{way}_events_total") for way in ("sent", "received")}
+    batches = {way: metric(admin, f"millrace_link_{way}_batches_total") for way in ("sent", "received")}
+    return ", ".join(f"{events[way] / max(1, batches[way]):.1f} events a batch {way}" for way in events)
+
+
+def run(arguments, rate, folder):
+    tiers = Tiers(folder)
+    tiers.logic_settings = arguments.logic_settings
+    tiers.start_logic()
+    tiers.start_gateway()
+    logic_admin = f"http://127.0.0.1:{tiers.free_port('logic-admin')}"
+    stored = lambda: metric(logic_admin, "millrace_logic_messages_stored_total")
+    report = folder / "report.json"
+    generator = subprocess.Popen(
+        tiers.load_generator(
+            "chat", "--connections", arguments.connections, "--websocket-share", 0.5, "--single-rate", rate,
+            "--group-rate", 0, "--duration", f"{arguments.duration}s", "--ramp-rate", arguments.ramp_rate,
+            "--hold", "1s", "--allow-late", "--json", report,
+        ),
+        stdout=subprocess.DEVNULL, stderr=open(folder / "progress", "w"),
+    )
+    profile = None
+    try:
+        deadline = time.monotonic() + 60
+        while stored() == 0:
+            assert generator.poll() is None and time.monotonic() < deadline, (folder / "progress").read_text()
+            time.sleep(0.1)
+        time.sleep(1.0)
+        pids = {"gateway": tiers.gateway.pid, "logic": tiers.logic.pid, "generator": generator.pid}
+        span = arguments.duration - 2.5
+        if arguments.perf:
+            output = Path(arguments.perf) / f"perf-{rate}.data"
+            output.parent.mkdir(parents=True, exist_ok=True)
+            profile = subprocess.Popen(
+                ["perf", "record", "-q", "-F", "299", *arguments.perf_options.split(), "-o", output, "-p",
+                 ",".join(str(pid) for pid in pids.values()), "--", "sleep", str(span)],
+            )
+        began, messages = time.monotonic(), stored()
+        before = {name: threads_cpu(pid) for name, pid in pids.items()}
+        time.sleep(max(0.0, span - (time.monotonic() - began)))
+        messages = stored() - messages
+        after = {name: threads_cpu(pid) for name, pid in pids.items()}
+        seconds = time.monotonic() - began
+        if profile:
+            profile.wait(30)
+        generator.wait(120)
+        links = link_batches(tiers.ready["admin"])
+        slow = [line for line in tiers.logic.tail().splitlines() if "a slow commit" in line]
+        sums = {
+            name: metric(logic_admin, f"millrace_logic_{name}") for name in
+            ("commit_duration_seconds_sum", "commit_duration_seconds_count", "commit_writes_sum", "frames_received_total",
+             "receipts_total", "deliveries_total")
+        }
+    finally:
+        if generator.poll() is None:
+            generator.kill()
+        tiers.stop()
+    result = json.loads(report.read_text())
+    show(rate, result, before, after, messages, seconds, sums)
+    print("link             " + links)
+    for line in slow[-12:]:
+        print(line)
+    return generator.returncode
+
+
+def show(rate, result, before, after, messages, seconds, sums):
+    print(f"\n## {rate} messages/s asked, {messages / seconds:.0f}/s stored over {seconds:.1f} s")
+    print(f"latency, ms      {'count':>8} {'p50':>8} {'p90':>8} {'p99':>8} {'p99.9':>8} {'max':>8}")
+    for name in ("ack_single", "delivery_single", "late"):
+        of = result["latency_us"][name]
+        values = " ".join(f"{of[key] / 1000:8.1f}" for key in ("p50", "p90", "p99", "p99.9", "max"))
+        print(f"{name:16} {of['count']:8} {values}")
+    verdict = result["verification"]
+    print(f"verification     {verdict['acked']} acknowledged, faults {verdict['faults']}")
+    commits = max(1.0, sums["commit_duration_seconds_count"])
+    print(
+        f"commits          {commits:.0f}, {sums['commit_duration_seconds_sum'] / commits * 1000:.2f} ms and "
+        f"{sums['commit_writes_sum'] / commits:.1f} writes each; frames received {sums['frames_received_total']:.0f}, "
+        f"deliveries {sums['deliveries_total']:.0f}, receipts {sums['receipts_total']:.0f}"
+    )
+    show_cpu(before, after, messages, seconds, "a message")
+
+
+def show_cpu(before, after, count, seconds, what):
+    """The CPU that each kind of thread used between two looks, per thing that was counted."""
+    print(f"{'process/thread':26} {'user':>8} {'kernel':>8} {'sum':>8}   µs {what}")
+    total, each = 0.0, 1e6 / max(1.0, count)
+    for process, threads in after.items():
+        for thread, (user, kernel) in sorted(threads.items(), key=lambda item: -sum(item[1])):
+            user -= before[process].get(thread, (0, 0))[0]
+            kernel -= before[process].get(thread, (0, 0))[1]
+            total += user + kernel
+            if (user + kernel) * each >= 0.5:
+                label = f"{process}/{thread}"
+                print(f"{label:26} {user * each:8.1f} {kernel * each:8.1f} {(user + kernel) * each:8.1f}")
+    cores = os.cpu_count() * seconds
+    print(f"{'all':26} {'':17} {total * each:8.1f}   ({total:.1f} of {cores:.1f} core-seconds)", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rates", default="5000,10000,20000", help="messages a second, one run each")
+    parser.add_argument("--connections", type=int, default=2_000)
+    parser.add_argument("--ramp-rate", type=int, default=4_000)
+    parser.add_argument("--duration", type=int, default=10, help="of each run, in seconds")
+    parser.add_argument("--logic-settings", default="", help="top-level lines of logic's TOML, such as 'threads = 1'")
+    parser.add_argument("--perf", metavar="DIR", help="record profiles into this directory")
+    parser.add_argument("--perf-options", default="", help="more options of perf record, such as -g")
+    arguments = parser.parse_args()
+    worst = 0
+    for rate in arguments.rates.split(","):
+        with tempfile.TemporaryDirectory(prefix="millrace-single-") as name:
+            worst = max(worst, run(arguments, int(rate), Path(name)))
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main())
