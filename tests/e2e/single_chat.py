@@ -102,9 +102,48 @@ def run(arguments, rate, folder):
     result = json.loads(report.read_text())
     show(rate, result, before, after, messages, seconds, sums)
     print("link             " + links)
+    if profile:
+        show_profile(output)
     for line in slow[-12:]:
         print(line)
     return generator.returncode
+
+
+# Whose work a sample is, by its symbol; the first that fits.
+TIERS = [
+    (r"fjall|lsm_tree|crossbeam_skiplist|byteview|xxhash|lz4", "store: engine (fjall)"),
+    (r"millrace_logic::storage", "store: ours"),
+    (r"h2::|tonic|hyper|http::|http_body|tower|prost|millrace_protocol", "link and messages (h2, tonic, prost)"),
+    (r"millrace_logic_sdk", "link (sdk)"),
+    (r"millrace_logic", "logic"),
+    (r"millrace_engine", "gateway engine"),
+    (r"millrace_uring|io_uring", "io_uring driver"),
+    (r"millrace_gateway", "gateway"),
+    (r"millrace_loadgen", "generator"),
+    (r"tokio|futures|mio", "runtime (tokio)"),
+    (r"mi_|alloc|free", "allocator"),
+    (r"mem(cmp|cpy|move|set)", "memory functions"),
+    (r"hash|sip", "hashing"),
+]
+
+
+def show_profile(path):
+    """The shares of a recorded profile, by kind of thread and by whose work it was."""
+    script = ["perf", "script", "-i", path, "-F", "comm,ip,sym,dso"]
+    samples, count = collections.Counter(), 0
+    for line in subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines():
+        found = re.match(r"\s*(.*?)\s+[0-9a-f]+ (.*) \((.*)\)$", line)
+        if not found:
+            continue
+        thread, symbol, binary = found.groups()
+        fits = (tier for pattern, tier in TIERS if re.search(pattern, symbol))
+        tier = "kernel" if "kernel" in binary else next(fits, "other")
+        samples[re.sub(r"-?\d+$", "", thread), tier] += 1
+        count += 1
+    print(f"profile, {count} samples")
+    for (thread, tier), of in samples.most_common():
+        if of * 200 >= count:
+            print(f"{of * 100 / count:6.1f} %  {thread:14} {tier}")
 
 
 def show(rate, result, before, after, messages, seconds, sums):
