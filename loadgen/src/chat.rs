@@ -69,6 +69,7 @@ pub fn run(arguments: &ChatArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
         group_per_second: if population.groups > 0 { arguments.group_rate * part } else { 0.0 },
         room_per_second: if population.room_size > 0 { arguments.room_rate } else { 0.0 },
         churn_per_second: arguments.churn_per_minute / 60.0 * f64::from(population.users) * part,
+        flat_out_below: 0,
         load_ns: arguments.duration.as_nanos() as u64,
         connections_per_source: 0,
     };

@@ -206,6 +206,11 @@ pub struct IdleArguments {
     /// last frame it got.
     #[arg(long)]
     pub silent: bool,
+    /// Closed loop: so many users (0: none) send their next heartbeat as soon as the last one is
+    /// answered. That gives the throughput of the edge, in `rates.flat_out`; its latency is
+    /// no honest one.
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "silent")]
+    pub flat_out: u32,
     /// With --silent: every connection must be ended within this span of silence, as in 15s..16s.
     #[arg(long, value_name = "FROM..TO", value_parser = parse_span, requires = "silent")]
     pub closed_between: Option<(Duration, Duration)>,

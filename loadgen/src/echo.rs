@@ -41,19 +41,54 @@ const LOAD_LEAD_NS: u64 = 100_000_000;
 enum Stage {
     Waiting,
     Connecting,
-    Upgrading { key: [u8; 16], head: Vec<u8> },
+    Upgrading(Box<Upgrading>),
     Open(MessageReader),
     Ended,
+}
+
+struct Upgrading {
+    key: [u8; 16],
+    head: Vec<u8>,
 }
 
 /// One connection: messages come back in the order in which they went out.
 struct Station {
     stage: Stage,
+    /// Counted as open.
+    is_open: bool,
+    /// Counted as ended.
+    is_over: bool,
     since_ns: u64,
     output: Vec<u8>,
     /// Number and intended moment of what is on its way.
     in_flight: VecDeque<(u64, u64)>,
     next_number: u64,
+}
+
+/// The messages: number `n` is `n` in sixteen hex digits, then a pattern that depends on it. Made
+/// without an allocation, since a closed loop makes and compares 200,000 a second.
+struct Payloads {
+    size: usize,
+    /// The alphabet over and over: the tail of every message is a part of it.
+    pattern: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+impl Payloads {
+    fn new(size: usize) -> Self {
+        let pattern = (0..size + 26).map(|at| b'a' + (at % 26) as u8).collect();
+        Self { size, pattern, buffer: Vec::with_capacity(size) }
+    }
+
+    fn of(&mut self, number: u64) -> &[u8] {
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        self.buffer.clear();
+        let digits = (0..16).rev().map(|digit| HEX[(number >> (4 * digit) & 15) as usize]);
+        self.buffer.extend(digits);
+        let shift = (number % 26) as usize;
+        self.buffer.extend_from_slice(&self.pattern[shift..shift + self.size - 16]);
+        &self.buffer
+    }
 }
 
 #[derive(Clone)]
@@ -82,6 +117,12 @@ struct EchoFleet {
     load_end_ns: u64,
     turn: u32,
     random: fastrand::Rng,
+    payloads: Payloads,
+    /// Stations that are open, those that have ended, and messages on their way: kept up, so that
+    /// nobody walks over all stations ten times a second.
+    open: u64,
+    ended: u64,
+    on_their_way: u64,
     record: Recorder,
     errors: Vec<String>,
     publish_due_ns: u64,
@@ -93,6 +134,8 @@ impl EchoFleet {
         let count = (plan.thread..plan.connections).step_by(plan.threads as usize).count();
         let station = || Station {
             stage: Stage::Waiting,
+            is_open: false,
+            is_over: false,
             since_ns: 0,
             output: Vec::new(),
             in_flight: VecDeque::new(),
@@ -102,6 +145,10 @@ impl EchoFleet {
         Self {
             ramp: Pacer::new(plan.ramp_per_second, now_ns, ramp_ns, 0.0),
             random: fastrand::Rng::with_seed(plan.seed ^ u64::from(plan.thread) << 32),
+            payloads: Payloads::new(plan.size),
+            open: 0,
+            ended: 0,
+            on_their_way: 0,
             plan,
             control,
             stations: std::iter::repeat_with(station).take(count).collect(),
@@ -121,34 +168,26 @@ impl EchoFleet {
         self.plan.per_second == 0.0
     }
 
-    /// Message `number`: the number in sixteen hex digits, then a pattern that depends on it.
-    fn payload(&self, number: u64) -> Vec<u8> {
-        let mut payload = format!("{number:016x}").into_bytes();
-        let shift = (number % 26) as usize;
-        payload.extend((0..self.plan.size - 16).map(|at| b'a' + ((at + shift) % 26) as u8));
-        payload
-    }
-
     fn send_message(&mut self, index: u32, intended_ns: u64) {
-        let number = self.stations[index as usize].next_number;
-        let payload = self.payload(number);
         let station = &mut self.stations[index as usize];
         self.record.counters.add(Counter::Intended);
         if !matches!(station.stage, Stage::Open(_)) {
             self.record.counters.add(Counter::Failed);
             return;
         }
+        let payload = self.payloads.of(station.next_number);
         let is_full = station.in_flight.len() >= IN_FLIGHT_MAX
             || station.output.len() + payload.len() > OUTPUT_BYTES_MAX.max(2 * payload.len());
         if is_full {
             self.record.counters.add(Counter::OutboxFull);
             return;
         }
+        station.in_flight.push_back((station.next_number, intended_ns));
         station.next_number += 1;
-        station.in_flight.push_back((number, intended_ns));
+        self.on_their_way += 1;
         let mask = self.random.u32(..).to_ne_bytes();
         let opcode = if self.plan.text { Opcode::Text } else { Opcode::Binary };
-        websocket::write_frame(&mut station.output, opcode, true, Some(mask), &payload);
+        websocket::write_frame(&mut station.output, opcode, true, Some(mask), payload);
         self.record.counters.add(Counter::Sent);
         self.actions.push_back(Action::Send { index });
     }
@@ -182,7 +221,8 @@ impl EchoFleet {
             self.record.counters.add(Counter::EchoesWrong);
             return;
         };
-        if is_text != self.plan.text || bytes != self.payload(number) {
+        self.on_their_way -= 1;
+        if is_text != self.plan.text || bytes != self.payloads.of(number) {
             self.record.counters.add(Counter::EchoesWrong);
             return;
         }
@@ -205,8 +245,12 @@ impl EchoFleet {
     fn end(&mut self, index: u32) {
         let station = &mut self.stations[index as usize];
         station.stage = Stage::Ended;
+        self.open -= u64::from(std::mem::take(&mut station.is_open));
+        self.ended += u64::from(!std::mem::replace(&mut station.is_over, true));
         station.output = Vec::new();
-        self.record.counters.add_many(Counter::Unanswered, station.in_flight.len() as u64);
+        let unanswered = station.in_flight.len() as u64;
+        self.on_their_way -= unanswered;
+        self.record.counters.add_many(Counter::Unanswered, unanswered);
         station.in_flight = VecDeque::new();
         self.actions.push_back(Action::Close { index, farewell: Vec::new() });
     }
@@ -261,14 +305,11 @@ impl EchoFleet {
 
     fn publish(&mut self, now_ns: u64) {
         self.publish_due_ns = now_ns + PUBLISH_NS;
-        let count = |of: fn(&Stage) -> bool| {
-            self.stations.iter().filter(|station| of(&station.stage)).count() as u64
-        };
         let snapshot = Snapshot {
             counters: self.record.counters.clone(),
-            ready: count(|stage| matches!(stage, Stage::Open(_))),
-            done: count(|stage| matches!(stage, Stage::Ended)),
-            outstanding: self.stations.iter().map(|one| one.in_flight.len() as u64).sum(),
+            ready: self.open,
+            done: self.ended,
+            outstanding: self.on_their_way,
             errors: self.errors.clone(),
             ..Snapshot::default()
         };
@@ -338,7 +379,7 @@ impl Fleet for EchoFleet {
         self.record.record(Metric::Connect, now_ns - station.since_ns);
         let Endpoint { host, path, .. } = &self.plan.endpoint;
         websocket::write_upgrade_request(&mut station.output, host, path, None, &key);
-        station.stage = Stage::Upgrading { key, head: Vec::new() };
+        station.stage = Stage::Upgrading(Box::new(Upgrading { key, head: Vec::new() }));
         station.since_ns = now_ns;
         self.actions.push_back(Action::Send { index });
     }
@@ -350,15 +391,18 @@ impl Fleet for EchoFleet {
         // While its bytes are read the station stands as ended; it comes back unless it failed.
         let stage = std::mem::replace(&mut station.stage, Stage::Ended);
         let (mut reader, result) = match stage {
-            Stage::Upgrading { key, mut head } => {
+            Stage::Upgrading(mut upgrading) => {
+                let Upgrading { key, head } = upgrading.as_mut();
                 head.extend_from_slice(bytes);
-                match websocket::read_upgrade_response(&head, &key) {
+                match websocket::read_upgrade_response(head, key) {
                     Ok(None) => {
-                        self.stations[index as usize].stage = Stage::Upgrading { key, head };
+                        self.stations[index as usize].stage = Stage::Upgrading(upgrading);
                         return;
                     }
                     Ok(Some((used, _))) => {
                         self.record.record(Metric::Upgrade, now_ns - since_ns);
+                        self.stations[index as usize].is_open = true;
+                        self.open += 1;
                         let mut reader = MessageReader::new();
                         let rest = &mut head[used..];
                         let result = self.read_messages(now_ns, index, &mut reader, rest);
@@ -408,7 +452,7 @@ impl Fleet for EchoFleet {
     fn is_finished(&self) -> bool {
         self.control.phase() == Phase::Leave
             && self.actions.is_empty()
-            && self.stations.iter().all(|station| matches!(station.stage, Stage::Ended))
+            && self.ended == self.stations.len() as u64
     }
 }
 
@@ -515,4 +559,17 @@ pub fn run(arguments: &EchoArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
         thresholds: &arguments.result.threshold,
         allow_late: arguments.allow_late,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Payloads;
+
+    #[test]
+    fn every_message_says_its_number_and_differs_from_its_neighbours() {
+        let mut payloads = Payloads::new(40);
+        assert_eq!(payloads.of(0), b"0000000000000000abcdefghijklmnopqrstuvwx");
+        assert_eq!(payloads.of(0x1b), b"000000000000001bbcdefghijklmnopqrstuvwxy");
+        assert_eq!(Payloads::new(16).of(u64::MAX), b"ffffffffffffffff");
+    }
 }

@@ -34,6 +34,8 @@ pub struct Share {
     pub room_per_second: f64,
     /// Users of this thread that go for a while, per second.
     pub churn_per_second: f64,
+    /// During the load, users below this index send heartbeats one after the other without a pause.
+    pub flat_out_below: u32,
     /// Length of the schedule.
     pub load_ns: u64,
     /// Connections from one source address; 0: let the kernel choose the source.
@@ -215,7 +217,13 @@ impl ChatFleet {
 
     fn advance_load(&mut self, now_ns: u64) {
         let start_ns = self.control.load_start_ns();
-        let mut load = self.load.take().unwrap_or_else(|| Load::new(&self.share, start_ns));
+        let mut load = match self.load.take() {
+            Some(load) => load,
+            None => {
+                self.go_flat_out(now_ns);
+                Load::new(&self.share, start_ns)
+            }
+        };
         while load.churn.take_due(now_ns).is_some() {
             if let Some(index) = self.choose(Client::may_step_away) {
                 let manner = Manner::ALL[self.cx.random.usize(0..Manner::ALL.len())];
@@ -247,6 +255,19 @@ impl ChatFleet {
             }
         }
         self.load = Some(load);
+    }
+
+    /// The closed loop: everybody below the index beats now, and at every answer.
+    fn go_flat_out(&mut self, now_ns: u64) {
+        self.cx.flat_out_below = self.share.flat_out_below;
+        for index in 0..self.clients.len() as u32 {
+            let client = &mut self.clients[index as usize];
+            if client.user() >= self.share.flat_out_below {
+                return;
+            }
+            client.beat(now_ns, &mut self.cx);
+            self.settle(index);
+        }
     }
 
     /// A random user of this thread of whom `fits` is true.
@@ -360,6 +381,7 @@ impl Fleet for ChatFleet {
             Phase::Hold => {}
             Phase::Load => self.advance_load(now_ns),
             Phase::Settle => {
+                self.cx.flat_out_below = 0;
                 if self.load.is_some() {
                     // What was due at the very end of the load is still owed.
                     self.advance_load(now_ns);

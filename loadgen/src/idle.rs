@@ -56,6 +56,7 @@ pub fn run(arguments: &IdleArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
         group_per_second: 0.0,
         room_per_second: 0.0,
         churn_per_second: 0.0,
+        flat_out_below: arguments.flat_out,
         load_ns: 0,
         connections_per_source: 0,
     };
@@ -76,9 +77,13 @@ pub fn run(arguments: &IdleArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
     } else {
         chat::ramp(&mut crew, users, 0)?
     };
-    crew.control.enter(Phase::Hold);
     let cpu_before = cpu::seconds();
     let start_ns = clock.now_ns();
+    if arguments.flat_out > 0 {
+        crew.control.start_load(start_ns);
+    } else {
+        crew.control.enter(Phase::Hold);
+    }
     crew.watch(arguments.duration, |snapshot| {
         let all_ended = snapshot.done >= u64::from(users);
         if all_ended { Wait::Enough } else { Wait::More }
@@ -148,6 +153,7 @@ fn conclude(arguments: &IdleArguments, records: &[Records], times: Times) -> Rep
             "ramp_per_second": arguments.crowd.ramp_rate,
             "duration_seconds": arguments.duration.as_secs_f64(),
             "silent": arguments.silent,
+            "flat_out": arguments.flat_out,
         }),
         record: &record,
         verdict: None,

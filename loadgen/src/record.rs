@@ -105,6 +105,8 @@ table! {
         ProtocolErrors = "protocol_errors",
         /// Heartbeats answered.
         Heartbeats = "heartbeats",
+        /// Of them, those of a closed loop.
+        FlatOut = "flat_out",
         /// Messages that the schedule asked for.
         Intended = "intended",
         /// SEND_MESSAGE frames written the first time.

@@ -19,6 +19,16 @@ use crate::{
 /// Version of the JSON summary.
 pub const SCHEMA_VERSION: u32 = 1;
 
+/// Counters that are also told per second of the load.
+const RATES: [Counter; 6] = [
+    Counter::Sent,
+    Counter::Acked,
+    Counter::Received,
+    Counter::RoomReceived,
+    Counter::FlatOut,
+    Counter::Echoes,
+];
+
 /// Above this lateness of the generator itself (p99), its figures are not trusted.
 pub const LATE_P99_US_MAX: u64 = 50_000;
 
@@ -144,7 +154,7 @@ pub struct Report {
     pub ramp_per_second: f64,
     /// Length of the load as observed, seconds.
     pub load_seconds: f64,
-    /// Per second of load: sent, acked, received.
+    /// Per second of load: sent, acked, received, room_received, flat_out, echoes.
     pub rates: BTreeMap<&'static str, f64>,
     /// All counters.
     pub counters: BTreeMap<&'static str, u64>,
@@ -235,9 +245,7 @@ impl Report {
             ramp_seconds,
             ramp_per_second: f64::from(ramp_sessions) / ramp_seconds.max(0.001),
             load_seconds,
-            rates: [Counter::Sent, Counter::Acked, Counter::Received, Counter::Echoes]
-                .map(|counter| (counter.label(), rate(counter)))
-                .into(),
+            rates: RATES.map(|counter| (counter.label(), rate(counter))).into(),
             counters: counters.collect(),
             refusals: record.counters.codes().collect(),
             latency_us: histograms
@@ -369,6 +377,10 @@ impl Report {
                 count(Counter::Churned),
                 count(Counter::Reconnects)
             )?;
+        }
+        if count(Counter::FlatOut) > 0 {
+            let rate = self.rates.get(Counter::FlatOut.label()).copied().unwrap_or(0.0);
+            writeln!(out, "flat out     {} heartbeats ({rate:.0}/s)", count(Counter::FlatOut))?;
         }
         if count(Counter::RoomJoins) > 0 {
             writeln!(

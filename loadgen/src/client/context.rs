@@ -168,6 +168,10 @@ pub struct Context {
     pub log: Log,
     /// Ends of sessions.
     pub endings: Endings,
+    /// Users below this index send their next heartbeat as soon as the last one is answered.
+    pub flat_out_below: u32,
+    /// Working memory.
+    pub(super) scratch: Vec<u8>,
     /// The room, shared with the other threads.
     pub board: Arc<Board>,
     /// Members in the room.
@@ -206,6 +210,8 @@ impl Context {
             record: Recorder::default(),
             log: Log::default(),
             endings: Endings::default(),
+            flat_out_below: 0,
+            scratch: Vec::new(),
             board,
             seats: 0,
             pulls_outstanding: 0,

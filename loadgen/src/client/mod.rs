@@ -21,7 +21,7 @@ mod wire;
 
 use std::net::SocketAddr;
 
-use millrace_protocol::{Code, frame::Flags};
+use millrace_protocol::{Code, command, frame::Flags};
 
 pub use context::{Context, Endings, Endpoint, Settings};
 pub use outbox::OUTBOX_MAX;
@@ -334,6 +334,14 @@ impl Client {
         }
     }
 
+    /// Sends a heartbeat now, unless one waits for its answer.
+    pub fn beat(&mut self, now_ns: u64, cx: &mut Context) {
+        if self.stage == Stage::Ready && self.mark_ns == 0 && self.may_write() {
+            self.write(cx, command::HEARTBEAT, Flags::NONE, &[]);
+            self.mark_ns = now_ns;
+        }
+    }
+
     /// Time has passed.
     pub fn tick(&mut self, now_ns: u64, cx: &mut Context) {
         self.tick_session(now_ns, cx);
@@ -364,6 +372,7 @@ impl Client {
         wire::write_frame(
             self.transport,
             &mut self.output,
+            &mut cx.scratch,
             &mut cx.random,
             command,
             flags,

@@ -172,6 +172,10 @@ impl Client {
                 if self.mark_ns > 0 {
                     cx.record.record(Metric::Heartbeat, now_ns - self.mark_ns);
                     self.mark_ns = 0;
+                    if self.user < cx.flat_out_below {
+                        cx.record.counters.add(Counter::FlatOut);
+                        self.beat(now_ns, cx);
+                    }
                 }
                 true
             }

@@ -134,9 +134,12 @@ impl Wire {
 }
 
 /// Appends one frame, as a binary message of its own on a WebSocket (whose upgrade is complete).
+/// `scratch` is working memory, so that no frame needs an allocation of its own.
+#[expect(clippy::too_many_arguments, reason = "a frame's fields, and where it goes")]
 pub fn write_frame(
     transport: Transport,
     out: &mut Vec<u8>,
+    scratch: &mut Vec<u8>,
     random: &mut fastrand::Rng,
     command: u16,
     flags: Flags,
@@ -146,10 +149,10 @@ pub fn write_frame(
     match transport {
         Transport::Tcp => frame::write(out, command, flags, request_id, body),
         Transport::WebSocket => {
-            let mut whole = Vec::with_capacity(frame::HEADER_BYTES + body.len());
-            frame::write(&mut whole, command, flags, request_id, body);
+            scratch.clear();
+            frame::write(scratch, command, flags, request_id, body);
             let mask = random.u32(..).to_ne_bytes();
-            websocket::write_frame(out, Opcode::Binary, true, Some(mask), &whole);
+            websocket::write_frame(out, Opcode::Binary, true, Some(mask), scratch);
         }
     }
 }
