@@ -45,6 +45,18 @@ const LOAD_LEAD_NS: u64 = 100_000_000;
 /// # Errors
 /// The run gave no result: bad arguments, preflight, aborted.
 pub fn run(arguments: &ChatArguments, aborted: &Arc<AtomicBool>) -> Result<Report, RunError> {
+    run_as("chat", arguments, aborted)
+}
+
+/// The same for a subcommand of another name that is a chat with certain arguments.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_as(
+    command: &'static str,
+    arguments: &ChatArguments,
+    aborted: &Arc<AtomicBool>,
+) -> Result<Report, RunError> {
     let target = arguments.target.target()?;
     let population = Arc::new(population(arguments)?);
     let mut settings = settings(&target, &population, arguments.duration + arguments.hold)?;
@@ -127,7 +139,7 @@ pub fn run(arguments: &ChatArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
         load_seconds,
         cpu_seconds,
     };
-    Ok(conclude(arguments, configuration, &records, &verdict, times))
+    Ok(conclude(command, arguments, configuration, &records, &verdict, times))
 }
 
 fn population(arguments: &ChatArguments) -> Result<Population, RunError> {
@@ -377,6 +389,7 @@ const MUST_ALWAYS_BE_ZERO: &[(Counter, &str)] =
     &[(Counter::ProtocolErrors, "bytes that break the protocol")];
 
 fn conclude(
+    command: &'static str,
     arguments: &ChatArguments,
     configuration: serde_json::Value,
     records: &[Records],
@@ -385,6 +398,12 @@ fn conclude(
 ) -> Report {
     let (record, endings, errors) = merge(records);
     let mut failures = Vec::new();
+    if arguments.room_size > 0
+        && arguments.room_rate > 0.0
+        && record.counters.get(Counter::RoomReceived) == 0
+    {
+        failures.push("no room message arrived".to_owned());
+    }
     if record.counters.get(Counter::Intended) > 0 && verdict.acked == 0 {
         failures.push("no message was acknowledged".to_owned());
     }
@@ -396,7 +415,7 @@ fn conclude(
     }
     let must_be_zero = if arguments.expect_faults { MUST_ALWAYS_BE_ZERO } else { MUST_BE_ZERO };
     Report::new(Findings {
-        command: "chat",
+        command,
         configuration,
         record: &record,
         verdict: Some(verdict),

@@ -19,6 +19,12 @@ Examples:
     millrace-loadgen chat --dev-json ready.json --connections 18000 --expect-faults \\
         --threshold connections_lost=0
 
+  A room of 10,000 members with 15 messages a second: 150,000 deliveries a second:
+    millrace-loadgen fanout --dev-json ready.json --connections 10001 --websocket-share 1 --rate 15
+
+  How many heartbeats a second does the edge answer, in a closed loop over 100 connections?
+    millrace-loadgen idle --dev-json ready.json --connections 100 --flat-out 100 --threads 1
+
   How long does the server keep a client that says nothing?
     millrace-loadgen idle --dev-json ready.json --connections 10000 --silent \\
         --closed-between 15s..16s
@@ -51,6 +57,8 @@ pub enum Command {
     Chat(ChatArguments),
     /// Connections that log in and do nothing but heartbeats, or not even these.
     Idle(IdleArguments),
+    /// One live room: how many deliveries a second, and how late.
+    Fanout(FanoutArguments),
     /// WebSocket echo against any server that sends messages back.
     Echo(EchoArguments),
 }
@@ -217,6 +225,59 @@ pub struct IdleArguments {
     /// What comes out.
     #[command(flatten)]
     pub result: ResultArguments,
+}
+
+/// `fanout`
+#[derive(Debug, Clone, Args)]
+pub struct FanoutArguments {
+    /// Where.
+    #[command(flatten)]
+    pub target: TargetArguments,
+    /// Who: everybody is a member of the room, and one of them publishes.
+    #[command(flatten)]
+    pub crowd: CrowdArguments,
+    /// Messages to the room per second; each goes to all other members. The logic tier bounds it
+    /// (limits.room_messages_per_second_max); what it refuses fails the run.
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 10.0)]
+    pub rate: f64,
+    /// Length of the schedule.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub duration: Duration,
+    /// Smallest length of a message's text in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 64)]
+    pub message_bytes: usize,
+    /// Give a verdict even if the generator was late (late_p99 above 50 ms).
+    #[arg(long)]
+    pub allow_late: bool,
+    /// What comes out.
+    #[command(flatten)]
+    pub result: ResultArguments,
+}
+
+impl FanoutArguments {
+    /// The same as a `chat` that is nothing but its room.
+    pub fn as_chat(&self) -> ChatArguments {
+        ChatArguments {
+            target: self.target.clone(),
+            crowd: self.crowd.clone(),
+            single_rate: 0.0,
+            group_rate: 0.0,
+            group_size: 0,
+            groups: None,
+            room_size: self.crowd.connections,
+            room_rate: self.rate,
+            churn_per_minute: 0.0,
+            churn_away: (Duration::ZERO, Duration::ZERO),
+            duration: self.duration,
+            message_bytes: self.message_bytes,
+            hold: Duration::ZERO,
+            settle: None,
+            expect_faults: false,
+            allow_late: self.allow_late,
+            records_max: 50_000_000,
+            result: self.result.clone(),
+        }
+    }
 }
 
 /// `echo`

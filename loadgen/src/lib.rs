@@ -6,7 +6,7 @@
 //! A tour, from the outside in:
 //!
 //! - [`cli`]: the arguments; [`target`]: where the system under test is
-//! - [`chat`], [`idle`], [`echo`]: the scenarios, each a sequence of phases
+//! - [`chat`] (and `fanout`, a chat that is only its room), [`idle`], [`echo`]: the scenarios
 //! - [`coordinator`]: leads the threads through the phases; [`control`]: what they say to each
 //!   other
 //! - [`fleet`]: the users of one thread; [`driver`]: one thread's loop over io_uring

@@ -47,6 +47,9 @@ fn run(command: &Command) -> Result<u8, RunError> {
     let (report, result) = match command {
         Command::Chat(arguments) => (chat::run(arguments, &aborted)?, &arguments.result),
         Command::Idle(arguments) => (idle::run(arguments, &aborted)?, &arguments.result),
+        Command::Fanout(arguments) => {
+            (chat::run_as("fanout", &arguments.as_chat(), &aborted)?, &arguments.result)
+        }
         Command::Echo(arguments) => (echo::run(arguments, &aborted)?, &arguments.result),
     };
     let failed = |what: std::io::Error| RunError::aborted(format!("writing the result: {what}"));

@@ -386,13 +386,14 @@ impl Report {
             writeln!(
                 out,
                 "room         {} joins, {} messages published ({} acknowledged, {} refused, {} \
-                 unsent), {} arrivals",
+                 unsent), {} arrivals ({:.0}/s)",
                 count(Counter::RoomJoins),
                 count(Counter::RoomSent),
                 count(Counter::RoomAcked),
                 count(Counter::RoomRefused),
                 count(Counter::RoomUnsent),
-                count(Counter::RoomReceived)
+                count(Counter::RoomReceived),
+                self.rates.get(Counter::RoomReceived.label()).copied().unwrap_or(0.0)
             )?;
         }
         if let Some(verification) = &self.verification {

@@ -41,8 +41,23 @@ fn run(line: &str) -> Result<Report, RunError> {
     match cli.command {
         Command::Idle(arguments) => idle::run(&arguments, &aborted),
         Command::Echo(arguments) => echo::run(&arguments, &aborted),
-        Command::Chat(_) => panic!("not tested here"),
+        Command::Chat(_) | Command::Fanout(_) => panic!("not tested here"),
     }
+}
+
+#[test]
+fn flat_out_users_beat_again_at_every_answer_and_the_others_keep_their_interval() {
+    let address = listen(serve_idle);
+    let report = run(&format!(
+        "millrace-loadgen idle --tcp {address} --websocket-share 0 --jwt-secret s --connections 6 \
+         --flat-out 2 --duration 2s --ramp-rate 100 --quiet"
+    ))
+    .expect("a result");
+    assert_eq!(report.exit_code, 0, "{}", report.to_text());
+    // An interval of 300 ms gives two users 14 in two seconds; a closed loop thousands.
+    assert!(report.counters["flat_out"] >= 100, "{}", report.to_text());
+    let others = report.counters["heartbeats"] - report.counters["flat_out"];
+    assert!((4..=60).contains(&others), "{}", report.to_text());
 }
 
 /// Accepts every LOGIN, answers heartbeats, and ends who is silent for a second.

@@ -202,6 +202,25 @@ fn every_member_of_the_room_gets_every_message_once() {
 }
 
 #[test]
+fn a_fanout_is_a_room_of_everybody_and_fails_when_a_message_is_lost() {
+    for (plant, exit_code) in [(Plant::Nothing, 0), (Plant::RoomLose, Exit::Failed as u8)] {
+        let server = Server::start(plant, 5);
+        let (tcp, websocket) = (server.tcp, server.websocket);
+        let line = format!(
+            "millrace-loadgen fanout --tcp {tcp} --websocket ws://{websocket}/ws --jwt-secret s \
+             --connections 20 --rate 10 --duration 2s --ramp-rate 400 --quiet --allow-late"
+        );
+        let cli = Cli::try_parse_from(line.split_whitespace()).expect("valid arguments");
+        let Command::Fanout(arguments) = cli.command else { panic!("not fanout") };
+        let aborted = Arc::new(AtomicBool::new(false));
+        let report = chat::run_as("fanout", &arguments.as_chat(), &aborted).expect("a result");
+        assert_eq!(report.exit_code, exit_code, "{}", report.to_text());
+        let lost = u64::from(plant == Plant::RoomLose);
+        assert_eq!(report.counters["room_received"], 20 * 19 - lost, "{}", report.to_text());
+    }
+}
+
+#[test]
 fn members_who_come_back_join_again_and_are_owed_only_what_came_after() {
     let (report, _server) = run(Plant::Nothing, &[ROOM, CHURN].concat());
     assert_eq!(report.exit_code, 0, "{}", report.to_text());
