@@ -131,3 +131,21 @@ fn what_the_bounds_do_not_allow_is_not_taken_over_but_told() {
     assert_eq!(told["r"], Difference { join: vec![], leave: vec![3] });
     assert_eq!(rooms.members("r"), 2);
 }
+
+#[test]
+fn a_membership_stays_small_and_joining_a_large_room_looks_at_nobody_else() {
+    assert_eq!(size_of::<(u64, super::Held)>(), 24);
+    let max = RoomsMax { rooms: 9, members: 100_000, per_session: 9 };
+    let mut rooms = Rooms::default();
+    for id in 0..100_000 {
+        let joined = rooms.join("large", session(1, id), Encoding::Protobuf, max);
+        assert_eq!(joined, Ok((id + 1, true)));
+    }
+    // All that a room knows of its members is how many they are on which shard.
+    assert_eq!(rooms.room("large").expect("it has members").shards.len(), 1);
+    assert_eq!(rooms.receivers("large").len(), 1);
+    for id in 0..100_000 {
+        assert_eq!(rooms.leave("large", session(1, id)), (99_999 - id, true));
+    }
+    assert!(rooms.places.is_empty());
+}
