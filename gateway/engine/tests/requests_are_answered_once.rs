@@ -7,9 +7,10 @@ use simulator::{Weather, run, seeds};
 
 fn check(weather: Weather) {
     // Counted over all seeds: what the fixed ones see is enough, whatever the new one brings.
-    let (mut answered, mut stayed_in_all) = (0, 0);
+    let (mut answered, mut stayed_in_all, mut idle_timeouts) = (0, 0, 0);
     for seed in seeds() {
         let world = run(seed, weather);
+        idle_timeouts += world.idle_timeouts;
         for client in &world.ended_clients {
             answered += client.answered;
             let stayed = client.has_settled && !client.ending && !client.spoiled;
@@ -23,6 +24,7 @@ fn check(weather: Weather) {
         }
     }
     assert!(stayed_in_all >= 10, "hardly anybody stayed: {stayed_in_all}");
+    assert!(weather.cut > 0 || idle_timeouts > 0, "nobody was silent for long");
     assert!(answered > 2_000, "the world was asleep: {answered} answers");
 }
 

@@ -42,6 +42,8 @@ pub struct Client {
     pub logged_in: bool,
     /// It asked to leave, or was told that the connection ends.
     pub ending: bool,
+    /// Says nothing any more from some point on, and never closes its end.
+    pub mute: bool,
     login_asked: bool,
     next_request: u32,
     /// Requests that wait for an answer, and how many.
@@ -66,6 +68,7 @@ impl Client {
             has_settled: false,
             logged_in: false,
             ending: false,
+            mute: false,
             login_asked: false,
             next_request: 1,
             waiting: BTreeMap::new(),
@@ -94,7 +97,12 @@ impl Client {
 
     /// Does something, or nothing.
     pub fn act(&mut self, random: &mut Rng) -> Vec<u8> {
-        if !self.is_upgraded || self.ending {
+        if !self.is_upgraded || self.ending || self.mute {
+            return Vec::new();
+        }
+        // Some fall silent, before the login or after it.
+        if random.u16(..5_000) == 0 {
+            self.mute = true;
             return Vec::new();
         }
         if !self.logged_in {

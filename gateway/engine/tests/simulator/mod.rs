@@ -15,10 +15,20 @@ use fastrand::Rng;
 use millrace_engine::{
     ConnectionId, Effect, Engine, GatewayIdentity, LinkId, Now, Settings, TransportKind,
 };
+use millrace_protocol::Code;
 use millrace_protocol::link::{ConnectRequest, ConnectResponse, Credit};
 
 use client::{Client, Form};
 use logic::Logic;
+
+/// What the engine is told to be: long enough that who speaks is never taken for silent.
+const IDLE_TIMEOUT_MS: u32 = 30_000;
+const LOGIN_DEADLINE_MS: u32 = 10_000;
+const LINGER_MS: u32 = 5_000;
+
+/// How late a deadline may be seen here: two of the longest steps, and the linger of a connection
+/// that does not read its farewell.
+const SLACK_MS: u64 = 2 * 3_000 + LINGER_MS as u64;
 
 /// How wild the world is; chances are per step, of 1000.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +82,10 @@ struct Socket {
     /// When `closed` is called.
     close_at: Option<u64>,
     stalled_until: u64,
+    accepted_at: u64,
+    /// When the engine was last given bytes, or last began to listen again.
+    heard_at: u64,
+    write_shut_at: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +110,8 @@ pub struct World {
     to_engine: Vec<(u64, ConnectResponse)>,
     /// What ended clients have seen.
     pub ended_clients: Vec<Client>,
+    /// Sessions that ended for their silence.
+    pub idle_timeouts: u64,
     /// No new things happen any more; everything under way comes to its end.
     settling: bool,
 }
@@ -128,6 +144,9 @@ impl World {
             link_batch_events_max: 7,
             send_batch_bytes_max: 400,
             connections_max: weather.clients as u32 + 5,
+            idle_timeout_ms: IDLE_TIMEOUT_MS,
+            login_deadline_ms: LOGIN_DEADLINE_MS,
+            linger_ms: LINGER_MS,
             ..Settings::default()
         };
         let identity = GatewayIdentity {
@@ -150,6 +169,7 @@ impl World {
             to_logic: Vec::new(),
             to_engine: Vec::new(),
             ended_clients: Vec::new(),
+            idle_timeouts: 0,
             settling: false,
         }
     }
@@ -205,6 +225,9 @@ impl World {
                 end_told: false,
                 close_at: None,
                 stalled_until: 0,
+                accepted_at: self.now.monotonic_ms,
+                heard_at: self.now.monotonic_ms,
+                write_shut_at: u64::MAX,
             },
         );
     }
@@ -238,7 +261,11 @@ impl World {
                 let bytes: Vec<u8> = (0..50).map(|_| self.random.u8(..)).collect();
                 socket.to_engine.extend_from_slice(&bytes);
                 socket.client.spoiled = true;
-            } else if socket.write_shut && socket.in_flight.is_none() && self.random.u8(..4) == 0 {
+            } else if socket.write_shut
+                && socket.in_flight.is_none()
+                && !socket.client.mute
+                && self.random.u8(..4) == 0
+            {
                 socket.ended = Some(End::Fin);
             } else if !settling && !socket.client.spoiled {
                 let bytes = socket.client.act(&mut self.random);
@@ -253,6 +280,7 @@ impl World {
             let length = 1 + self.random.usize(..most);
             let mut piece: Vec<u8> = socket.to_engine.drain(..length).collect();
             let id = socket.id;
+            socket.heard_at = now_ms;
             self.engine.received(self.now, id, &mut piece);
             self.effects();
         }
@@ -272,6 +300,9 @@ impl World {
             }
         }
         let Some(socket) = self.sockets.get_mut(&name) else { return };
+
+        let was_accepted = self.logic.accepted.contains(&socket.client.session_id);
+        check_deadlines(socket, was_accepted, now_ms);
 
         // The client's end arrives, after what it wrote if it ended in order.
         let everything_arrived = socket.to_engine.is_empty() && !socket.paused;
@@ -368,6 +399,7 @@ impl World {
                 let socket = self.sockets.get_mut(&name).expect("an effect on a socket that is");
                 assert!(socket.in_flight.is_none() && !socket.write_shut);
                 socket.write_shut = true;
+                socket.write_shut_at = now_ms;
             }
             Effect::Close { socket: name, .. } => {
                 let socket = self.sockets.get_mut(&name).expect("an effect on a socket that is");
@@ -383,6 +415,7 @@ impl World {
             Effect::ResumeReceive { socket: name, .. } => {
                 let socket = self.sockets.get_mut(&name).expect("an effect on a socket that is");
                 assert!(std::mem::replace(&mut socket.paused, false));
+                socket.heard_at = now_ms;
             }
         }
     }
@@ -406,6 +439,11 @@ impl World {
 
     /// Lets everything under way come to its end, then takes the clients and the link away.
     fn settle(&mut self) {
+        // From here on all are silent. Who sent garbage was before: it may have left half a frame.
+        let clients = self.sockets.values().map(|socket| &socket.client).chain(&self.ended_clients);
+        let silent = clients.filter(|client| client.mute || client.spoiled).count();
+        self.idle_timeouts = self.engine.counters().sessions_ended[Code::IdleTimeout as usize];
+        assert!(self.idle_timeouts <= silent as u64, "somebody who spoke was taken for silent");
         self.settling = true;
         // Until nothing is under way in either direction, however long the queues have become: the
         // bound is for a world that never comes to rest, and is a failure.
@@ -437,4 +475,19 @@ impl World {
         self.engine.link_down(self.now, link);
         self.effects();
     }
+}
+
+/// Nobody is kept longer than the deadlines allow: without a login, in silence, or after the end.
+fn check_deadlines(socket: &Socket, was_accepted: bool, now_ms: u64) {
+    let is_over = |since: u64, deadline_ms: u32| {
+        now_ms.saturating_sub(since) > u64::from(deadline_ms) + SLACK_MS
+    };
+    if socket.ended.is_some() || socket.close_at.is_some() {
+        return;
+    }
+    let overdue = !was_accepted && is_over(socket.accepted_at, LOGIN_DEADLINE_MS);
+    assert!(!overdue, "kept without a login: {socket:?}");
+    let overdue = !socket.paused && is_over(socket.heard_at, IDLE_TIMEOUT_MS);
+    assert!(!overdue, "kept in silence: {socket:?}");
+    assert!(!is_over(socket.write_shut_at, LINGER_MS), "kept after its end: {socket:?}");
 }
