@@ -115,7 +115,10 @@ fn end_to_end(arguments: &Arguments) -> Result<Vec<EndToEnd>> {
         if let Some(run) = run.as_object_mut() {
             run.remove("samples");
         }
-        fs::write(arguments.to.join(&name), serde_json::to_string_pretty(&run)? + "\n")?;
+        if arguments.from != arguments.to {
+            let text = serde_json::to_string_pretty(&run)? + "\n";
+            fs::write(arguments.to.join(&name), text)?;
+        }
         runs.push(EndToEnd::new(&run));
     }
     runs.sort_by(|one, other| one.connections.total_cmp(&other.connections));
