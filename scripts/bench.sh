@@ -27,7 +27,7 @@ usage() {
 build() {
     say "build, release"
     cargo build --release --locked -p millrace-bench-edge -p millrace-gateway -p millrace-logic -p millrace-loadgen \
-        --bins --example websocket-echo
+        --bins --example websocket-echo --features millrace-gateway/glommio
 }
 
 build_peers() {

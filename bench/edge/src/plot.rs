@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 420.0;
 const LEFT: f64 = 84.0;
-const RIGHT: f64 = 20.0;
+const RIGHT: f64 = 46.0;
 const TOP: f64 = 48.0;
 const BOTTOM: f64 = 92.0;
 /// Colours that differ in lightness too, for those who do not see all of them.
@@ -118,8 +118,13 @@ fn open(width: f64, height: f64, title: &str) -> String {
     )
 }
 
-/// Lines over two axes, with a dot at each point and a legend below.
+/// Lines over two axes, with a dot at each point and a legend below. What is not above 0 has no
+/// place on a logarithmic axis and is left out.
 pub fn lines(title: &str, x: &Axis, y: &Axis, series: &[Series]) -> String {
+    let mut series = series.to_vec();
+    for one in &mut series {
+        one.points.retain(|point| y.scale == Scale::Linear || point.1 > 0.0);
+    }
     let points = || series.iter().flat_map(|one| &one.points);
     let (x_range, x_ticks) = x.fit(points().map(|point| point.0));
     let (y_range, y_ticks) = y.fit(points().map(|point| point.1));

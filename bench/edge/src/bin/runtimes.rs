@@ -55,7 +55,8 @@ struct Arguments {
     /// The core of the clients.
     #[arg(long, default_value_t = 1)]
     client_core: usize,
-    /// Folder of Millrace's release binaries.
+    /// Folder of Millrace's release binaries, built with the feature `glommio` of millrace-gateway
+    /// for the servers on it.
     #[arg(long, default_value = "target/release")]
     binaries: PathBuf,
     /// The program with the other servers (bench/runtimes).
@@ -79,7 +80,13 @@ enum Kind {
 
 const SERVERS: &[(&str, Kind, Speech)] = &[
     ("gateway-heartbeat", Kind::Gateway(None), Speech::Millrace),
+    ("gateway-heartbeat-monoio", Kind::Gateway(Some("monoio_io_uring")), Speech::Millrace),
+    ("gateway-heartbeat-epoll", Kind::Gateway(Some("epoll")), Speech::Millrace),
+    ("gateway-heartbeat-glommio", Kind::Gateway(Some("glommio")), Speech::Millrace),
     ("websocket-echo", Kind::WebSocketEcho(None), Speech::WebSocket),
+    ("websocket-echo-monoio", Kind::WebSocketEcho(Some("monoio_io_uring")), Speech::WebSocket),
+    ("websocket-echo-epoll", Kind::WebSocketEcho(Some("epoll")), Speech::WebSocket),
+    ("websocket-echo-glommio", Kind::WebSocketEcho(Some("glommio")), Speech::WebSocket),
     ("plain-ring", Kind::PlainRing, Speech::WebSocket),
     ("tokio-tungstenite", Kind::Peer, Speech::WebSocket),
     ("tokio-tungstenite-4k", Kind::Peer, Speech::WebSocket),
@@ -108,7 +115,9 @@ fn main() -> Result<()> {
     let mut figures = Vec::new();
     // So that the ports of an earlier run do not matter.
     let mut run = std::process::id() % 4096;
-    eprintln!("round server                   messages/s  server  client  p50 µs  p99 µs  idle B");
+    eprintln!(
+        "round server                      messages/s  server  client  p50 µs  p99 µs  idle B"
+    );
     for round in 1..=arguments.rounds {
         for (name, kind, speech) in SERVERS {
             if !arguments.servers.is_empty() && !arguments.servers.contains(&(*name).to_owned()) {
@@ -118,7 +127,7 @@ fn main() -> Result<()> {
             let figure = measure(&arguments, &logic, name, *kind, *speech, round, run)
                 .with_context(|| format!("{name}, round {round}"))?;
             eprintln!(
-                "{round:5} {name:22} {:12.0} {:6.0}% {:6.0}% {:7} {:7} {:7.0}",
+                "{round:5} {name:25} {:12.0} {:6.0}% {:6.0}% {:7} {:7} {:7.0}",
                 figure.messages_per_second,
                 100.0 * figure.server_core,
                 100.0 * figure.client_core,
