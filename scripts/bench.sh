@@ -73,7 +73,7 @@ part() {
         for count in $(tr , ' ' <<<"${connections:-$end_to_end}"); do
             say "gateway, logic and generator with $count connections"
             # The same work at every number of connections. A run that fails its verification says so in the report.
-            python tests/e2e/million.py --connections "$count" --heartbeat 60 --hold 20 --duration 30 --single-rate 2000 \
+            python tests/e2e/million.py --connections "$count" --heartbeat 90 --hold 20 --duration 30 --single-rate 2000 \
                 --churn 0 --room-size 0 --json "$folder/end-to-end-$count.json" || true
         done
         ;;
