@@ -111,6 +111,8 @@ fn main() -> Result<()> {
     }
     ensure!(arguments.server_core != arguments.client_core, "server and clients need two cores");
     processes::stay_on_core(arguments.client_core)?;
+    // What is started inherits it, and not every server raises its own.
+    millrace_uring::raise_descriptor_limit()?;
     let logic = Logic::start(arguments.client_core, false)?;
     let mut figures = Vec::new();
     // So that the ports of an earlier run do not matter.
