@@ -1,20 +1,15 @@
 //! What is kept for one connection. How it behaves is told in `engine/`.
 //!
-//! The common case is a connection that is logged in and silent: it takes 104 bytes here, a
-//! timer of 16, and one boxed identity. Everything else is boxed while it is needed.
+//! The common case is a connection that is logged in and silent: it takes 40 bytes here with the
+//! table's bookkeeping, a timer of 12, and its packed identity. Everything else exists while it is
+//! needed: see `work`.
 
-use std::{
-    collections::VecDeque,
-    net::{IpAddr, Ipv6Addr},
-};
-
-use millrace_protocol::{Code, frame::FrameReader, link};
-use prost::Message as _;
+use millrace_protocol::Code;
 
 use crate::{
+    arena::Record,
     effect::{Now, TransportKind},
-    room::Membership,
-    transport::{Outbound, WebSocketInput},
+    work::WorkId,
 };
 
 /// How far a connection has come.
@@ -64,41 +59,22 @@ impl Facts {
     pub(crate) const GAP: Self = Self(1 << 11);
 }
 
-/// The reader of what arrives.
-#[derive(Debug)]
-pub(crate) enum Input {
-    Tcp(FrameReader),
-    WebSocket(WebSocketInput),
-}
-
-impl Default for Input {
-    fn default() -> Self {
-        Self::Tcp(FrameReader::new())
-    }
-}
-
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    /// The owner's name of the socket.
-    pub(crate) socket: u64,
-    /// When the session's token expires; 0: never.
-    pub(crate) expires_at_ms: i64,
-    /// From LOGIN on: an encoded [`link::Session`], which is needed again only when the sessions
-    /// are listed to logic, and is smallest like this.
-    session: Option<Box<[u8]>>,
-    pub(crate) input: Input,
-    pub(crate) outbound: Outbound,
-    busy: Option<Box<Busy>>,
-    address: [u8; 16],
+    /// The owner's name of the socket, in two halves so that nothing is lost to alignment.
+    socket: [u32; 2],
+    /// An [`crate::identity::Identity`].
+    pub(crate) identity: Record,
+    /// The rooms it is in; see [`crate::room::Memberships`].
+    pub(crate) rooms: Record,
+    /// What is going on.
+    pub(crate) work: WorkId,
     /// The lower 32 bits of the moment of the last complete frame. Enough, because no timeout
     /// reaches 49 days.
     last_received_ms: u32,
     /// Thousandths of a frame that may come now; see [`Self::take_token`].
     tokens: u32,
-    pub(crate) idle_timeout_ms: u32,
-    /// The first request in flight; 0: none is.
-    request: u32,
     facts: Facts,
     pub(crate) phase: Phase,
     /// See [`crate::Settings::refusals_max`].
@@ -107,61 +83,35 @@ pub(crate) struct Connection {
     pub(crate) code: Code,
 }
 
-/// What a connection needs only while something is going on.
-#[derive(Debug, Default)]
-struct Busy {
-    /// Frames that wait for credit, with what is to be acknowledged when they are taken.
-    backlog: VecDeque<Waiting>,
-    backlog_bytes: usize,
-    /// Requests in flight beside the first.
-    requests: Vec<u32>,
-    rooms: Vec<Membership>,
-}
-
-/// A client's frame on its way to logic.
-#[derive(Debug)]
-pub(crate) struct Waiting {
-    pub(crate) frame: link::ClientFrame,
-    /// The request that is answered as soon as the link has taken the frame; 0: none.
-    pub(crate) acknowledge: u32,
-}
-
 impl Connection {
     pub(crate) fn new(
         now: Now,
         socket: u64,
         transport: TransportKind,
-        peer: IpAddr,
+        identity: Record,
         frames_burst_max: u32,
     ) -> Self {
-        let (input, facts) = match transport {
-            TransportKind::Tcp => (Input::default(), Facts::default()),
-            TransportKind::WebSocket => (
-                Input::WebSocket(WebSocketInput::default()),
-                Facts(Facts::WEBSOCKET.0 | Facts::UPGRADING.0),
-            ),
-        };
-        let address = match peer {
-            IpAddr::V4(address) => address.to_ipv6_mapped(),
-            IpAddr::V6(address) => address,
+        let facts = match transport {
+            TransportKind::Tcp => Facts::default(),
+            TransportKind::WebSocket => Facts(Facts::WEBSOCKET.0 | Facts::UPGRADING.0),
         };
         Self {
-            socket,
-            expires_at_ms: 0,
-            session: None,
-            input,
-            outbound: Outbound::new(),
-            busy: None,
-            address: address.octets(),
+            socket: [socket as u32, (socket >> 32) as u32],
+            identity,
+            rooms: Record::NONE,
+            work: WorkId::NONE,
             last_received_ms: now.monotonic_ms as u32,
             tokens: frames_burst_max.saturating_mul(1000),
-            idle_timeout_ms: 0,
-            request: 0,
             facts,
             phase: Phase::AwaitingLogin,
             refusals: 0,
             code: Code::Ok,
         }
+    }
+
+    /// The owner's name of the socket.
+    pub(crate) const fn socket(&self) -> u64 {
+        self.socket[0] as u64 | (self.socket[1] as u64) << 32
     }
 
     pub(crate) const fn has(&self, fact: Facts) -> bool {
@@ -189,13 +139,6 @@ impl Connection {
         matches!(self.phase, Phase::Active)
     }
 
-    /// Where the peer is.
-    pub(crate) fn peer(&self) -> IpAddr {
-        Ipv6Addr::from(self.address).to_canonical()
-    }
-
-    // --- activity and rate ----------------------------------------------------------------------
-
     /// Takes the right to send one frame from a token bucket; says whether there was one. The
     /// bucket fills since [`Self::note_received`], so that is to be called after it.
     pub(crate) fn take_token(&mut self, now: Now, per_second: u32, burst: u32) -> bool {
@@ -219,159 +162,28 @@ impl Connection {
     pub(crate) const fn silence_ms(&self, now: Now) -> u32 {
         (now.monotonic_ms as u32).wrapping_sub(self.last_received_ms)
     }
-
-    // --- identity -------------------------------------------------------------------------------
-
-    pub(crate) fn set_session(&mut self, session: Option<&link::Session>) {
-        self.session = session.map(|session| session.encode_to_vec().into_boxed_slice());
-    }
-
-    pub(crate) fn session(&self) -> Option<link::Session> {
-        let encoded = self.session.as_deref()?;
-        Some(link::Session::decode(encoded).expect("encoded by set_session"))
-    }
-
-    // --- requests in flight ---------------------------------------------------------------------
-
-    /// Notes a request; the same number may be in flight more than once. 0 is none.
-    pub(crate) fn note_request(&mut self, request_id: u32) {
-        if self.request == 0 {
-            self.request = request_id;
-        } else if request_id != 0 {
-            self.busy.get_or_insert_default().requests.push(request_id);
-        }
-    }
-
-    /// Whether the request was in flight; it is not any more.
-    pub(crate) fn answer_request(&mut self, request_id: u32) -> bool {
-        if request_id == 0 {
-            return false;
-        }
-        let Some(busy) = &mut self.busy else {
-            let found = self.request == request_id;
-            if found {
-                self.request = 0;
-            }
-            return found;
-        };
-        if self.request == request_id {
-            self.request = busy.requests.pop().unwrap_or(0);
-        } else {
-            let Some(at) = busy.requests.iter().position(|other| *other == request_id) else {
-                return false;
-            };
-            busy.requests.swap_remove(at);
-        }
-        self.rest();
-        true
-    }
-
-    /// Requests in flight.
-    pub(crate) fn requests(&self) -> usize {
-        usize::from(self.request != 0) + self.busy.as_ref().map_or(0, |busy| busy.requests.len())
-    }
-
-    /// Takes all requests in flight, the oldest first as far as that is known.
-    pub(crate) fn take_requests(&mut self) -> Vec<u32> {
-        let mut all = Vec::new();
-        if self.request != 0 {
-            all.push(std::mem::take(&mut self.request));
-        }
-        if let Some(busy) = &mut self.busy {
-            all.append(&mut busy.requests);
-            self.rest();
-        }
-        all
-    }
-
-    // --- backlog --------------------------------------------------------------------------------
-
-    pub(crate) fn backlog_frames(&self) -> usize {
-        self.busy.as_ref().map_or(0, |busy| busy.backlog.len())
-    }
-
-    pub(crate) fn backlog_bytes(&self) -> usize {
-        self.busy.as_ref().map_or(0, |busy| busy.backlog_bytes)
-    }
-
-    pub(crate) fn push_backlog(&mut self, waiting: Waiting) {
-        let busy = self.busy.get_or_insert_default();
-        busy.backlog_bytes += waiting.frame.body.len();
-        busy.backlog.push_back(waiting);
-    }
-
-    /// Body bytes of the frame that is next.
-    pub(crate) fn backlog_next_bytes(&self) -> Option<usize> {
-        Some(self.busy.as_ref()?.backlog.front()?.frame.body.len())
-    }
-
-    pub(crate) fn pop_backlog(&mut self) -> Option<Waiting> {
-        let busy = self.busy.as_mut()?;
-        let waiting = busy.backlog.pop_front()?;
-        busy.backlog_bytes -= waiting.frame.body.len();
-        self.rest();
-        Some(waiting)
-    }
-
-    // --- rooms ----------------------------------------------------------------------------------
-
-    pub(crate) fn rooms(&self) -> &[Membership] {
-        self.busy.as_ref().map_or(&[], |busy| &busy.rooms)
-    }
-
-    pub(crate) fn rooms_mut(&mut self) -> &mut [Membership] {
-        self.busy.as_mut().map_or(&mut [], |busy| &mut busy.rooms)
-    }
-
-    pub(crate) fn add_room(&mut self, membership: Membership) {
-        self.busy.get_or_insert_default().rooms.push(membership);
-    }
-
-    pub(crate) fn remove_room(&mut self, position: usize) -> Option<Membership> {
-        let busy = self.busy.as_mut()?;
-        let membership = busy.rooms.swap_remove(position);
-        self.rest();
-        Some(membership)
-    }
-
-    /// Gives the box back when nothing is going on any more.
-    fn rest(&mut self) {
-        if let Some(busy) = &self.busy
-            && busy.backlog.is_empty()
-            && busy.requests.is_empty()
-            && busy.rooms.is_empty()
-        {
-            self.busy = None;
-        }
-    }
-
-    /// Whether nothing is going on: no box, no buffer.
-    #[cfg(test)]
-    pub(crate) fn is_at_rest(&self) -> bool {
-        self.busy.is_none() && self.outbound.is_empty() && self.request == 0
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::Connection;
     use crate::{
+        arena::Record,
         effect::{Now, TransportKind},
         slab::slot_bytes,
     };
-    use std::net::{IpAddr, Ipv4Addr};
 
     fn connection(now: Now) -> Connection {
-        let peer = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-        Connection::new(now, 7, TransportKind::Tcp, peer, 10)
+        Connection::new(now, u64::MAX - 7, TransportKind::Tcp, Record::NONE, 10)
     }
 
     const START: Now = Now { monotonic_ms: u32::MAX as u64 - 500, unix_ms: 0 };
 
     #[test]
-    fn an_idle_connection_takes_no_more_than_128_bytes_with_its_timer() {
-        assert_eq!(size_of::<Connection>(), 104);
-        assert!(slot_bytes::<Connection>() + 16 <= 128, "{}", slot_bytes::<Connection>());
+    fn a_connection_takes_40_bytes_with_its_bookkeeping() {
+        assert_eq!(size_of::<Connection>(), 36);
+        assert_eq!(slot_bytes::<Connection>(), 40);
+        assert_eq!(connection(START).socket(), u64::MAX - 7);
     }
 
     #[test]
@@ -387,28 +199,5 @@ mod tests {
         // 10 of the burst, and 100 a second over 10 seconds.
         assert!((1005..=1010).contains(&passed), "{passed}");
         assert_eq!(connection.silence_ms(now), 1);
-    }
-
-    #[test]
-    fn each_request_is_answered_once_even_under_the_same_number() {
-        let mut connection = connection(START);
-        for request_id in [0, 5, 6, 5, 7] {
-            connection.note_request(request_id);
-        }
-        assert_eq!(connection.requests(), 4);
-        assert!(connection.answer_request(5));
-        assert!(connection.answer_request(5));
-        assert!(!connection.answer_request(5));
-        assert!(!connection.answer_request(0));
-        let mut rest = connection.take_requests();
-        rest.sort_unstable();
-        assert_eq!(rest, [6, 7]);
-        assert!(connection.is_at_rest());
-    }
-
-    #[test]
-    fn the_peer_address_is_kept() {
-        let connection = connection(START);
-        assert_eq!(connection.peer().to_string(), "192.0.2.1");
     }
 }

@@ -10,25 +10,29 @@
 //! - [`Settings`], [`Effect`], [`Counters`]: the boundary
 //! - [`transport`]: bytes to messages and back, without sessions; usable on its own
 //! - `engine/`: what a connection goes through, one file for each part of its life
-//! - `connection`, `link`, `room`: what is kept for a connection, a stream to logic, a room
-//! - `slab`, `timer_wheel`: where it is kept
+//! - `connection`, `identity`, `work`, `link`, `room`: what is kept for a connection, who it is, what
+//!   it has going on; a stream to logic, a room
+//! - `slab`, `arena`, `timer_wheel`: where it is kept
 //!
 //! Bodies of commands from 0x0100 on are never looked into. Logic decides about every login.
 
+mod arena;
 mod connection;
 mod counters;
 mod durations;
 mod effect;
 mod engine;
+mod identity;
 mod link;
 mod room;
 mod settings;
 mod slab;
 mod timer_wheel;
 pub mod transport;
+mod work;
 
 pub use counters::{Counters, Dropped, Traffic};
 pub use durations::Durations;
 pub use effect::{ConnectionId, Effect, LinkId, Now, TransportKind};
-pub use engine::{ConnectionInfo, Engine};
+pub use engine::{ConnectionInfo, Engine, Memory};
 pub use settings::{Drain, GatewayIdentity, Settings, SlowConsumer};

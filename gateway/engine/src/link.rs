@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use millrace_protocol::link::{ClientFrame, Credit, gateway_event};
 
-use crate::{connection::Waiting, effect::LinkId};
+use crate::{effect::LinkId, work::Waiting};
 
 /// How far the stream's beginning has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,9 @@ pub(crate) struct Link {
     pub(crate) is_ready: bool,
     /// Bounded by credit (frames), by `logins_in_flight_max`, by `link_outbox_events_max`
     /// (refreshes) and by the number of sessions (their ends).
-    pub(crate) outbox: VecDeque<Outgoing>,
+    outbox: VecDeque<Outgoing>,
+    /// Body bytes in the outbox.
+    outbox_bytes: usize,
     /// The number of the next event that goes out; events are numbered from 1.
     pub(crate) sequence_next: u64,
     /// The number that logic's next event should have.
@@ -73,6 +75,7 @@ impl Link {
             opening: Opening::Hello,
             is_ready: false,
             outbox: VecDeque::new(),
+            outbox_bytes: 0,
             sequence_next: 1,
             sequence_expected: 1,
             heartbeat_at_ms,
@@ -91,6 +94,29 @@ impl Link {
         self.is_ready = true;
         self.window = window;
         self.credit = window;
+    }
+
+    /// Events that wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.outbox.len()
+    }
+
+    /// Puts an event at the end of what waits.
+    pub(crate) fn push(&mut self, outgoing: Outgoing) {
+        self.outbox_bytes += outgoing.bytes();
+        self.outbox.push_back(outgoing);
+    }
+
+    /// Takes the event that waits longest.
+    pub(crate) fn pop(&mut self) -> Option<Outgoing> {
+        let outgoing = self.outbox.pop_front()?;
+        self.outbox_bytes -= outgoing.bytes();
+        Some(outgoing)
+    }
+
+    /// Bytes of memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.outbox.capacity() * size_of::<Outgoing>() + self.outbox_bytes
     }
 
     /// Whether logic has heard of a session in this slot on this stream.

@@ -21,6 +21,8 @@ pub(crate) struct Slab<T> {
     first_with_room: usize,
     /// A chunk that ran empty and kept its memory; it may be in use again.
     spare: Option<usize>,
+    /// The slot that became free last is used first.
+    is_stack: bool,
 }
 
 /// Invariant: `slots` is empty exactly when the chunk has no memory.
@@ -28,7 +30,6 @@ pub(crate) struct Slab<T> {
 struct Chunk<T> {
     slots: Vec<Slot<T>>,
     slots_max: usize,
-    /// Free slots are used again in the order they became free.
     free_first: u32,
     free_last: u32,
     used: u32,
@@ -93,7 +94,7 @@ impl<T> Chunk<T> {
     }
 
     /// Frees a slot. One whose generations are used up is never used again.
-    fn remove(&mut self, index: u32) -> Entry<T> {
+    fn remove(&mut self, index: u32, is_stack: bool) -> Entry<T> {
         let slot = &mut self.slots[index as usize];
         let entry = std::mem::replace(&mut slot.entry, Entry::Free { next: NONE });
         let generation = slot.generation;
@@ -101,6 +102,10 @@ impl<T> Chunk<T> {
         if generation < u32::MAX {
             if self.free_last == NONE {
                 self.free_first = index;
+            } else if is_stack {
+                slot.entry = Entry::Free { next: self.free_first };
+                self.free_first = index;
+                return entry;
             } else {
                 self.slots[self.free_last as usize].entry = Entry::Free { next: index };
             }
@@ -125,7 +130,18 @@ impl<T> Chunk<T> {
 impl<T> Slab<T> {
     /// An empty table that holds at most `slots_max` entries.
     pub(crate) const fn new(slots_max: u32) -> Self {
-        Self { chunks: Vec::new(), slots_max, used: 0, first_with_room: 0, spare: None }
+        Self::with(slots_max, false)
+    }
+
+    const fn with(slots_max: u32, is_stack: bool) -> Self {
+        Self { chunks: Vec::new(), slots_max, used: 0, first_with_room: 0, spare: None, is_stack }
+    }
+
+    /// An empty table whose entries come and go often: the slot that became free last is used
+    /// first, because it is still in the cache. In others slots are used again in the order in
+    /// which they became free, so that generations last longest.
+    pub(crate) const fn stack(slots_max: u32) -> Self {
+        Self::with(slots_max, true)
     }
 
     /// Entries in use.
@@ -162,7 +178,7 @@ impl<T> Slab<T> {
         self.get(slot, generation)?;
         let place = slot as usize / CHUNK;
         let chunk = &mut self.chunks[place];
-        let entry = chunk.remove(slot % CHUNK as u32);
+        let entry = chunk.remove(slot % CHUNK as u32, self.is_stack);
         let is_empty = chunk.used == 0;
         self.used -= 1;
         self.first_with_room = self.first_with_room.min(place);
@@ -207,6 +223,37 @@ impl<T> Slab<T> {
             Entry::Used(value) if found.generation == generation => Some(value),
             _ => None,
         }
+    }
+
+    /// The entry in a slot, for whoever owns the slot and so needs no generation.
+    #[inline]
+    pub(crate) fn at(&self, slot: u32) -> Option<&T> {
+        let found = self.chunks.get(slot as usize / CHUNK)?.slots.get(slot as usize % CHUNK)?;
+        match &found.entry {
+            Entry::Used(value) => Some(value),
+            Entry::Free { .. } => None,
+        }
+    }
+
+    /// The entry in a slot, for whoever owns the slot.
+    #[inline]
+    pub(crate) fn at_mut(&mut self, slot: u32) -> Option<&mut T> {
+        let chunk = self.chunks.get_mut(slot as usize / CHUNK)?;
+        match &mut chunk.slots.get_mut(slot as usize % CHUNK)?.entry {
+            Entry::Used(value) => Some(value),
+            Entry::Free { .. } => None,
+        }
+    }
+
+    /// Takes the entry out of a slot, for whoever owns the slot.
+    pub(crate) fn take(&mut self, slot: u32) -> Option<T> {
+        self.remove(slot, self.generation(slot)?)
+    }
+
+    /// Bytes of memory that are in use or were: slots and bookkeeping, not what entries point to.
+    pub(crate) fn bytes(&self) -> usize {
+        let slots: usize = self.chunks.iter().map(|chunk| chunk.slots.len()).sum();
+        slots * size_of::<Slot<T>>() + self.chunks.capacity() * size_of::<Chunk<T>>()
     }
 
     /// The generation that lives in a slot, if one does.
@@ -294,6 +341,17 @@ mod tests {
             }
             assert_eq!((slab.len(), memory(&slab)), (0, 1));
         }
+    }
+
+    #[test]
+    fn a_stack_uses_the_slot_that_became_free_last() {
+        let mut slab = Slab::stack(10);
+        let ids: Vec<_> = (0..4).map(|n| slab.insert(n).expect("room")).collect();
+        for place in [1, 3, 0] {
+            assert_eq!(slab.take(ids[place].0), Some(place));
+        }
+        let again: Vec<u32> = (0..4).map(|n| slab.insert(n).expect("room").0).collect();
+        assert_eq!(again, [ids[0].0, ids[3].0, ids[1].0, 4]);
     }
 
     #[test]

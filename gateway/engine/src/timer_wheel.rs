@@ -13,51 +13,60 @@ pub(crate) const TICK_MS: u64 = 16;
 
 const BITS: u32 = 6;
 const BUCKETS: usize = 1 << BITS;
-/// Six levels reach 34 years; what is later waits at the far end and is looked at again there.
+/// Enough for [`TICKS_AHEAD_MAX`] whatever the wheel's own tick is.
 const LEVELS: usize = 6;
-const TICKS_MAX: u64 = (1 << (BITS as u64 * LEVELS as u64)) - 1;
+
+/// A deadline further away than this fires here already: 397 days. Who armed it looks at the time
+/// and arms it again, as for every timer.
+const TICKS_AHEAD_MAX: u64 = (1 << 31) - 1;
 
 const NONE: u32 = u32::MAX;
 /// The bucket of timers that have fired and were not handed out yet.
-const FIRED: u16 = (LEVELS * BUCKETS) as u16;
-const UNARMED: u16 = u16::MAX;
+const FIRED: u32 = (LEVELS * BUCKETS) as u32;
+/// In [`Node::previous`]: the node is the first of the bucket in the lower bits.
+const FIRST: u32 = 1 << 31;
+/// In [`Node::previous`]: the node is in no bucket.
+const UNARMED: u32 = u32::MAX;
+
+/// Nodes of one chunk.
+const CHUNK: usize = 1024;
 
 /// The wheel.
 #[derive(Debug)]
 pub(crate) struct TimerWheel {
-    nodes: Vec<Node>,
+    chunks: Vec<Chunk>,
     heads: Box<[u32; LEVELS * BUCKETS + 1]>,
     occupied: [u64; LEVELS],
     tick: u64,
     armed: u32,
 }
 
-/// 16 bytes a slot.
+/// Grows without copying. Has memory while one of its timers is armed.
+#[derive(Debug, Default)]
+struct Chunk {
+    nodes: Box<[Node]>,
+    armed: u32,
+}
+
+/// 12 bytes a slot.
 #[derive(Clone, Copy, Debug)]
 struct Node {
     next: u32,
+    /// The slot before it in its bucket, or [`FIRST`] and the bucket, or [`UNARMED`].
     previous: u32,
-    /// The tick in the upper 48 bits, the bucket in the lower 16.
-    place: u64,
+    /// The lower half of the tick; it is at most [`TICKS_AHEAD_MAX`] ahead of the wheel's.
+    tick: u32,
 }
 
 impl Node {
-    const UNARMED: Self = Self { next: NONE, previous: NONE, place: UNARMED as u64 };
-
-    const fn bucket(self) -> u16 {
-        self.place as u16
-    }
-
-    const fn tick(self) -> u64 {
-        self.place >> 16
-    }
+    const UNARMED: Self = Self { next: NONE, previous: UNARMED, tick: 0 };
 }
 
 impl TimerWheel {
     /// A wheel that stands at `now_ms`.
     pub(crate) fn new(now_ms: u64) -> Self {
         Self {
-            nodes: Vec::new(),
+            chunks: Vec::new(),
             heads: Box::new([NONE; LEVELS * BUCKETS + 1]),
             occupied: [0; LEVELS],
             tick: now_ms / TICK_MS,
@@ -70,25 +79,52 @@ impl TimerWheel {
         self.armed
     }
 
-    /// Arms the slot's timer, or moves it.
-    pub(crate) fn arm(&mut self, slot: u32, deadline_ms: u64) {
-        if self.nodes.len() <= slot as usize {
-            self.nodes.resize(slot as usize + 1, Node::UNARMED);
-        }
-        self.cancel(slot);
-        let tick = deadline_ms.div_ceil(TICK_MS).clamp(self.tick + 1, TICKS_MAX);
-        self.link(slot, tick);
-        self.armed += 1;
+    /// Bytes of memory.
+    pub(crate) fn bytes(&self) -> usize {
+        let nodes: usize = self.chunks.iter().map(|chunk| chunk.nodes.len()).sum();
+        nodes * size_of::<Node>()
+            + self.chunks.capacity() * size_of::<Chunk>()
+            + size_of_val(&*self.heads)
     }
 
-    /// Disarms the slot's timer, if it is armed.
+    /// Arms the slot's timer, or moves it.
+    pub(crate) fn arm(&mut self, slot: u32, deadline_ms: u64) {
+        let place = slot as usize / CHUNK;
+        if self.chunks.len() <= place {
+            self.chunks.resize_with(place + 1, Chunk::default);
+        }
+        let tick = deadline_ms.div_ceil(TICK_MS);
+        let tick = tick.clamp(self.tick + 1, self.tick + TICKS_AHEAD_MAX);
+        let chunk = &mut self.chunks[place];
+        if chunk.nodes.is_empty() {
+            chunk.nodes = vec![Node::UNARMED; CHUNK].into_boxed_slice();
+        }
+        let node = chunk.nodes[slot as usize % CHUNK];
+        if node.previous == UNARMED {
+            chunk.armed += 1;
+            self.armed += 1;
+        } else {
+            self.unlink(slot, node);
+        }
+        self.link(slot, tick);
+    }
+
+    /// Disarms the slot's timer, if it is armed. An upper chunk whose last timer it was gives its
+    /// memory back.
     pub(crate) fn cancel(&mut self, slot: u32) {
-        let Some(&node) = self.nodes.get(slot as usize) else { return };
-        if node.bucket() == UNARMED {
+        let place = slot as usize / CHUNK;
+        let Some(chunk) = self.chunks.get_mut(place) else { return };
+        let Some(&node) = chunk.nodes.get(slot as usize % CHUNK) else { return };
+        if node.previous == UNARMED {
             return;
         }
-        self.unlink(slot, node);
+        chunk.armed -= 1;
         self.armed -= 1;
+        self.unlink(slot, node);
+        let chunk = &mut self.chunks[place];
+        if chunk.armed == 0 && place > 0 {
+            chunk.nodes = Box::default();
+        }
     }
 
     /// The next slot whose timer has fired by `now_ms`. Call it until there is none.
@@ -111,6 +147,10 @@ impl TimerWheel {
                 }
             }
         }
+    }
+
+    fn node(&mut self, slot: u32) -> &mut Node {
+        &mut self.chunks[slot as usize / CHUNK].nodes[slot as usize % CHUNK]
     }
 
     /// When [`Self::pop`] is to be called next: never later than the next timer, sometimes
@@ -136,9 +176,11 @@ impl TimerWheel {
     fn cascade(&mut self, level: usize, bucket: usize) {
         let mut slot = self.heads[level * BUCKETS + bucket];
         while slot != NONE {
-            let node = self.nodes[slot as usize];
+            let node = *self.node(slot);
             self.unlink(slot, node);
-            self.link(slot, node.tick());
+            // The bucket's time is not later than the node's.
+            let ahead = node.tick.wrapping_sub(self.tick as u32);
+            self.link(slot, self.tick + u64::from(ahead));
             slot = node.next;
         }
     }
@@ -151,31 +193,29 @@ impl TimerWheel {
             let level = (highest / BITS) as usize;
             let index = (tick >> (BITS * level as u32)) as usize % BUCKETS;
             self.occupied[level] |= 1 << index;
-            (level * BUCKETS + index) as u16
+            (level * BUCKETS + index) as u32
         };
-        let next = self.heads[bucket as usize];
+        let next = std::mem::replace(&mut self.heads[bucket as usize], slot);
         if next != NONE {
-            self.nodes[next as usize].previous = slot;
+            self.node(next).previous = slot;
         }
-        self.heads[bucket as usize] = slot;
-        self.nodes[slot as usize] =
-            Node { next, previous: NONE, place: tick << 16 | u64::from(bucket) };
+        *self.node(slot) = Node { next, previous: FIRST | bucket, tick: tick as u32 };
     }
 
     fn unlink(&mut self, slot: u32, node: Node) {
-        let bucket = node.bucket() as usize;
         if node.next != NONE {
-            self.nodes[node.next as usize].previous = node.previous;
+            self.node(node.next).previous = node.previous;
         }
-        if node.previous != NONE {
-            self.nodes[node.previous as usize].next = node.next;
+        if node.previous & FIRST == 0 {
+            self.node(node.previous).next = node.next;
         } else {
+            let bucket = (node.previous & !FIRST) as usize;
             self.heads[bucket] = node.next;
             if node.next == NONE && bucket < LEVELS * BUCKETS {
                 self.occupied[bucket / BUCKETS] &= !(1 << (bucket % BUCKETS));
             }
         }
-        self.nodes[slot as usize] = Node::UNARMED;
+        *self.node(slot) = Node::UNARMED;
     }
 }
 
@@ -185,17 +225,17 @@ mod tests {
     use std::collections::HashMap;
 
     #[test]
-    fn a_node_takes_sixteen_bytes() {
-        assert_eq!(size_of::<Node>(), 16);
+    fn a_node_takes_twelve_bytes() {
+        assert_eq!(size_of::<Node>(), 12);
     }
 
     #[test]
     fn a_far_deadline_is_kept_and_its_wait_is_bounded() {
         let mut wheel = TimerWheel::new(5);
         wheel.arm(3, u64::MAX);
-        wheel.arm(4, 100_000_000_000);
-        assert_eq!(wheel.pop(99_999_999_999), None);
-        assert_eq!(wheel.pop(100_000_000_016), Some(4));
+        wheel.arm(4, 10_000_000_000);
+        assert_eq!(wheel.pop(9_999_999_999), None);
+        assert_eq!(wheel.pop(10_000_000_016), Some(4));
         assert_eq!(wheel.armed(), 1);
     }
 

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use millrace_engine::{ConnectionInfo, Dropped, Durations, Traffic, TransportKind};
+use millrace_engine::{ConnectionInfo, Dropped, Durations, Memory, Traffic, TransportKind};
 use millrace_protocol::Code;
 use millrace_service::cpu_time;
 use serde_json::{Value, json};
@@ -120,6 +120,7 @@ pub(super) fn render(status: &Status, workers: &Workers) -> String {
         sum(|shard| shard.counters.room_members),
     );
     durations(&mut page, &shards);
+    memory(&mut page, &shards);
     links(&mut page, status, &shards);
     carrier(&mut page, status);
     driver(&mut page, &shards);
@@ -241,6 +242,18 @@ fn durations(page: &mut Page, shards: &[ShardSnapshot]) {
          Growing: the shard or the client is slow.",
     )
     .durations(&[], &sum(|shard| &shard.counters.delivery_durations));
+}
+
+fn memory(page: &mut Page, shards: &[ShardSnapshot]) {
+    let mut metric = page.metric(
+        "millrace_memory_bytes",
+        Gauge,
+        "What the shards hold, by part. Beside it in process_resident_memory_bytes: the driver's tables and buffers, code, and what the allocator keeps.",
+    );
+    for (part, (label, _)) in Memory::default().parts().into_iter().enumerate() {
+        let sum: u64 = shards.iter().map(|shard| shard.memory.parts()[part].1).sum();
+        metric.sample(&[("part", label)], sum);
+    }
 }
 
 fn links(page: &mut Page, status: &Status, shards: &[ShardSnapshot]) {

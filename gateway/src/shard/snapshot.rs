@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use millrace_engine::{Counters, Engine};
+use millrace_engine::{Counters, Engine, Memory};
 
 use crate::driver::{Driver, Statistics};
 
@@ -17,6 +17,8 @@ const PUBLISH_INTERVAL_MS: u64 = 100;
 pub struct ShardSnapshot {
     /// What the engine counted.
     pub counters: Counters,
+    /// What the engine holds.
+    pub memory: Memory,
     /// What the driver counted.
     pub driver: Statistics,
     /// Sockets of the driver.
@@ -72,6 +74,7 @@ impl Publisher {
             return;
         };
         snapshot.counters.clone_from(engine.counters());
+        snapshot.memory = engine.memory();
         snapshot.driver = driver.statistics();
         snapshot.sockets = driver.sockets();
         snapshot.loops = self.loops;

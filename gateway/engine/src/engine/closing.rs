@@ -10,9 +10,9 @@ use millrace_protocol::{
 use super::Engine;
 use crate::{
     Effect, Now,
-    connection::{Facts, Input, Phase},
+    arena::Record,
+    connection::{Facts, Phase},
     effect::ConnectionId,
-    transport::WebSocketInput,
 };
 
 /// What a connection is told when it ends. On WebSocket a close frame follows, except after
@@ -56,15 +56,15 @@ impl Engine {
     /// `code` may be a number that the table does not know, when logic said so.
     pub(super) fn close(&mut self, id: ConnectionId, code: u32, farewell: Farewell<'_>) {
         let known = Code::from_number(code).unwrap_or(Code::Kicked);
-        let Some(connection) = self.get_mut(id) else { return };
+        let Some((connection, works)) = self.parts(id) else { return };
         let phase = match connection.phase {
             Phase::Closing | Phase::Closed => return,
             phase => phase,
         };
         connection.phase = Phase::Closing;
         connection.code = known;
-        connection.input = Input::WebSocket(WebSocketInput::Closed);
-        let socket = connection.socket;
+        connection.discard_input(works);
+        let socket = connection.socket();
         let resume = connection.has(Facts::PAUSED);
         connection.set(Facts::PAUSED, false);
         connection.set(Facts::GAP, false);
@@ -92,23 +92,21 @@ impl Engine {
     fn end_session(&mut self, id: ConnectionId, code: u32, known: Code) {
         self.counters.sessions -= 1;
         self.counters.sessions_ended[known as usize] += 1;
-        while let Some(connection) = self.get(id)
-            && let Some(last) = connection.rooms().len().checked_sub(1)
-        {
+        let rooms = self.get(id).map_or(Record::NONE, |connection| connection.rooms);
+        let held = self.memberships.of(rooms).len();
+        for last in (0..held).rev() {
             self.leave_room_at(id, last);
         }
-        if let Some(connection) = self.get_mut(id) {
-            connection.set_session(None);
-        }
+        self.set_claims(id, None);
         self.tell_session_ended(id, code);
     }
 
     /// Lets go of requests and backlog: the end of the connection is their answer.
     fn forget_work(&mut self, id: ConnectionId, phase: Phase) {
-        let Some(connection) = self.get_mut(id) else { return };
-        let requests = connection.take_requests().len() as u64;
+        let Some((connection, works)) = self.parts(id) else { return };
+        let requests = connection.take_requests(works).len() as u64;
         let mut frames = 0;
-        while connection.pop_backlog().is_some() {
+        while connection.pop_backlog(works).is_some() {
             frames += 1;
         }
         self.counters.backlog_frames -= frames;
@@ -152,13 +150,13 @@ impl Engine {
 
     /// Asks the owner to close the socket; whatever waits is given up.
     pub(super) fn emit_close(&mut self, id: ConnectionId) {
-        let Some(connection) = self.get_mut(id) else { return };
+        let Some((connection, works)) = self.parts(id) else { return };
         if connection.phase == Phase::Closed {
             return;
         }
         connection.phase = Phase::Closed;
-        let socket = connection.socket;
-        let discarded = connection.outbound.clear() as u64;
+        let socket = connection.socket();
+        let discarded = connection.clear_queue(works) as u64;
         self.counters.send_queue_bytes -= discarded;
         self.timers.cancel(id.slot());
         self.effects.push_back(Effect::Close { connection: id, socket });

@@ -7,6 +7,7 @@ use crate::{
     Now,
     connection::{Facts, Phase},
     effect::ConnectionId,
+    identity::Identity,
 };
 
 impl Engine {
@@ -45,9 +46,13 @@ impl Engine {
                     // We do not listen, so silence proves nothing.
                     connection.note_received(now);
                 }
-                if connection.expires_at_ms != 0 && connection.expires_at_ms <= now.unix_ms {
+                let silence_ms = connection.silence_ms(now);
+                let identity = connection.identity;
+                let times = Identity::times(self.identities.get(identity));
+                let times = times.expect("who is logged in has claims");
+                if times.expires_at_ms != 0 && times.expires_at_ms <= now.unix_ms {
                     self.end_for(id, Code::TokenExpired);
-                } else if connection.silence_ms(now) >= connection.idle_timeout_ms {
+                } else if silence_ms >= times.idle_timeout_ms {
                     self.end_for(id, Code::IdleTimeout);
                 } else {
                     self.arm_active(id);
@@ -66,11 +71,12 @@ impl Engine {
     /// expired.
     pub(super) fn arm_active(&mut self, id: ConnectionId) {
         let now = self.now;
-        let Some(connection) = self.get_mut(id) else { return };
-        let idle_in = connection.idle_timeout_ms.saturating_sub(connection.silence_ms(now));
+        let Some(connection) = self.get(id) else { return };
+        let Some(times) = Identity::times(self.identities.get(connection.identity)) else { return };
+        let idle_in = times.idle_timeout_ms.saturating_sub(connection.silence_ms(now));
         let mut due_in = u64::from(idle_in);
-        if connection.expires_at_ms != 0 {
-            let expires_in = connection.expires_at_ms.saturating_sub(now.unix_ms);
+        if times.expires_at_ms != 0 {
+            let expires_in = times.expires_at_ms.saturating_sub(now.unix_ms);
             due_in = due_in.min(u64::try_from(expires_in).unwrap_or(0));
         }
         self.timers.arm(id.slot(), now.monotonic_ms + due_in);

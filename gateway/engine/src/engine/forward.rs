@@ -6,10 +6,7 @@ use millrace_protocol::{Code, command, frame::Flags, link::ClientFrame};
 
 use super::{Engine, inbound::Incoming};
 use crate::{
-    Dropped, Effect,
-    connection::{Facts, Waiting},
-    effect::ConnectionId,
-    link::Outgoing,
+    Dropped, Effect, connection::Facts, effect::ConnectionId, link::Outgoing, work::Waiting,
 };
 
 impl Engine {
@@ -23,8 +20,8 @@ impl Engine {
         let frames_max = self.settings.link_backlog_frames_max as usize;
         let bytes_max = self.settings.link_backlog_bytes_max;
         let Some(connection) = self.get(id) else { return };
-        let backlog_frames = connection.backlog_frames();
-        let backlog_bytes = connection.backlog_bytes() + frame.body.len();
+        let backlog_frames = connection.backlog_frames(&self.works);
+        let backlog_bytes = connection.backlog_bytes(&self.works) + frame.body.len();
         if backlog_frames > 0 && (backlog_frames >= frames_max || backlog_bytes > bytes_max) {
             self.counters.drop_one(Dropped::Backlog);
             let reason = "too much of this connection waits for the service behind the gateway";
@@ -58,9 +55,9 @@ impl Engine {
     }
 
     fn wait_for_credit(&mut self, id: ConnectionId, waiting: Waiting, is_first: bool) {
-        let Some(connection) = self.get_mut(id) else { return };
-        connection.push_backlog(waiting);
-        let socket = connection.socket;
+        let Some((connection, works)) = self.parts(id) else { return };
+        connection.push_backlog(works, waiting);
+        let socket = connection.socket();
         let pause = !connection.has(Facts::PAUSED);
         connection.set(Facts::PAUSED, true);
         self.counters.backlog_frames += 1;
@@ -78,7 +75,7 @@ impl Engine {
     fn forget_gone_waiters(&mut self) {
         if self.waiting.len() > 64 + 2 * self.connections.len() as usize {
             let mut waiting = std::mem::take(&mut self.waiting);
-            waiting.retain(|id| self.get(*id).is_some_and(|c| c.backlog_frames() > 0));
+            waiting.retain(|id| self.get(*id).is_some_and(|c| c.backlog_frames(&self.works) > 0));
             self.waiting = waiting;
         }
     }
@@ -87,7 +84,8 @@ impl Engine {
     /// first.
     pub(super) fn resume_waiting(&mut self) {
         while let Some(id) = self.waiting.front().copied() {
-            let next_bytes = self.get(id).and_then(|connection| connection.backlog_next_bytes());
+            let next_bytes =
+                self.get(id).and_then(|connection| connection.backlog_next_bytes(&self.works));
             let Some(bytes) = next_bytes else {
                 self.waiting.pop_front();
                 continue;
@@ -96,9 +94,9 @@ impl Engine {
                 return;
             }
             self.waiting.pop_front();
-            let Some(connection) = self.get_mut(id) else { continue };
-            let Some(waiting) = connection.pop_backlog() else { continue };
-            let is_last = connection.backlog_frames() == 0;
+            let Some((connection, works)) = self.parts(id) else { continue };
+            let Some(waiting) = connection.pop_backlog(works) else { continue };
+            let is_last = connection.backlog_frames(works) == 0;
             self.counters.backlog_frames -= 1;
             self.send_to_logic(Outgoing::Frame(waiting));
             if is_last {
@@ -118,7 +116,7 @@ impl Engine {
         connection.set(Facts::PAUSED, false);
         // While we did not listen, silence proved nothing.
         connection.note_received(now);
-        let socket = connection.socket;
+        let socket = connection.socket();
         self.effects.push_back(Effect::ResumeReceive { connection: id, socket });
     }
 

@@ -112,6 +112,7 @@ impl Engine {
                 self.counters.drop_one(Dropped::SessionUnknown);
             }
         }
+        shared.release(&mut self.works);
     }
 
     fn room_frame(&mut self, frame: RoomFrame) {
@@ -125,7 +126,8 @@ impl Engine {
         let mut json = Shared::new(command, flags.with(Flags::JSON), frame.body_json);
         // From the last to the first, because a slow consumer is removed on the way.
         for index in (0..self.rooms.members_of(room).len()).rev() {
-            let Some(id) = self.rooms.members_of(room).get(index).copied() else { continue };
+            let Some(slot) = self.rooms.members_of(room).get(index).copied() else { continue };
+            let Some(id) = self.id_in_slot(slot) else { continue };
             if id.raw() == frame.except_session_id {
                 continue;
             }
@@ -134,6 +136,8 @@ impl Engine {
                 self.push_shared(id, shared);
             }
         }
+        protobuf.release(&mut self.works);
+        json.release(&mut self.works);
     }
 
     /// Everybody who is logged in now.
@@ -154,6 +158,8 @@ impl Engine {
                 self.push_shared(id, shared);
             }
         }
+        protobuf.release(&mut self.works);
+        json.release(&mut self.works);
     }
 
     fn room_membership(&mut self, change: &RoomMembership) {
@@ -162,7 +168,8 @@ impl Engine {
         }
         for session_id in &change.leave_session_ids {
             let id = ConnectionId::from_raw(*session_id);
-            let held = self.get(id).map_or(&[][..], |connection| connection.rooms());
+            let Some(connection) = self.get(id) else { continue };
+            let held = self.memberships.of(connection.rooms);
             if let Some(position) = self.rooms.position(&change.room_id, held) {
                 self.leave_room_at(id, position);
             }
@@ -173,17 +180,16 @@ impl Engine {
         let Some(connection) = self.get(id).filter(|connection| connection.is_active()) else {
             return self.counters.drop_one(Dropped::SessionUnknown);
         };
-        let held = connection.rooms();
+        let held = self.memberships.of(connection.rooms);
+        let has_room = held.len() < self.settings.rooms_per_connection_max as usize;
         if self.rooms.position(room_id, held).is_some() {
             return;
         }
-        let rooms_max = self.settings.rooms_per_connection_max as usize;
-        let joined = if held.len() < rooms_max { self.rooms.join(room_id, id) } else { Err(Full) };
+        let joined = if has_room { self.rooms.join(room_id, id.slot()) } else { Err(Full) };
         match joined {
             Ok(membership) => {
-                if let Some(connection) = self.get_mut(id) {
-                    connection.add_room(membership);
-                }
+                let connection = self.connections.at_mut(id.slot()).expect("found above");
+                self.memberships.add(&mut connection.rooms, membership);
             }
             Err(Full) => {
                 self.counters.drop_one(Dropped::RoomLimit);
@@ -196,12 +202,12 @@ impl Engine {
 
     /// Removes the session from the room at this position of its own list.
     pub(super) fn leave_room_at(&mut self, id: ConnectionId, position: usize) {
-        let Some(connection) = self.get_mut(id) else { return };
-        let Some(membership) = connection.remove_room(position) else { return };
-        if let Some(moved) = self.rooms.leave(membership)
-            && let Some(connection) = self.get_mut(moved.member)
+        let Some(connection) = self.connections.get_mut(id.slot(), id.generation()) else { return };
+        let Some(left) = self.memberships.remove(&mut connection.rooms, position) else { return };
+        if let Some(moved) = self.rooms.leave(left)
+            && let Some(connection) = self.connections.at(moved.member)
         {
-            moved.apply(connection.rooms_mut());
+            self.memberships.apply(connection.rooms, moved);
         }
         self.count_rooms();
     }

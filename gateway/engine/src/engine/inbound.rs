@@ -13,9 +13,10 @@ use millrace_protocol::{
 use super::{Engine, closing::Farewell};
 use crate::{
     Dropped, Now,
-    connection::{Connection, Facts, Input, Phase},
+    connection::{Connection, Facts, Phase},
     effect::ConnectionId,
-    transport::{Event, TransportError, WebSocketInput, read_frames},
+    transport::{Event, SendQueue as _, TransportError, WebSocketInput, read_frames},
+    work::{ConnectionQueue, Input},
 };
 
 /// The subprotocol of binary frames.
@@ -36,17 +37,14 @@ impl Engine {
     /// Bytes have arrived. They may be changed in place (unmasked).
     pub fn received(&mut self, now: Now, id: ConnectionId, bytes: &mut [u8]) {
         self.now = now;
-        let Some(connection) = self.get_mut(id) else {
+        let Some((connection, works)) = self.parts(id) else {
             self.counters.stale_calls += 1;
             return;
         };
         let transport = connection.transport();
-        let is_open = connection.is_open();
-        let input = if is_open { std::mem::take(&mut connection.input) } else { Input::default() };
+        let input = connection.is_open().then(|| connection.take_input(works));
         self.counters.traffic_mut(transport).bytes_in += bytes.len() as u64;
-        if !is_open {
-            return;
-        }
+        let Some(input) = input else { return };
         let input = match input {
             Input::Tcp(mut reader) => {
                 self.received_frames(id, &mut reader, bytes);
@@ -57,10 +55,10 @@ impl Engine {
                 Input::WebSocket(reader)
             }
         };
-        if let Some(connection) = self.get_mut(id)
+        if let Some((connection, works)) = self.parts(id)
             && connection.is_open()
         {
-            connection.input = input;
+            connection.keep_input(works, input);
         }
     }
 
@@ -85,12 +83,13 @@ impl Engine {
     ) {
         let settings = self.websocket;
         let mut at = 0;
-        while let Some(connection) = self.get_mut(id)
+        while let Some((connection, works)) = self.parts(id)
             && connection.is_open()
         {
-            let before = connection.outbound.queued_bytes();
-            let result = reader.read(&settings, &mut connection.outbound, &mut bytes[at..]);
-            let answered = connection.outbound.queued_bytes() - before;
+            let before = connection.queued_bytes(works);
+            let mut queue = ConnectionQueue { connection, works };
+            let result = reader.read(&settings, &mut queue, &mut bytes[at..]);
+            let answered = queue.queued_bytes() - before;
             self.counters.send_queue_bytes += answered as u64;
             match result {
                 Err(TransportError::Upgrade(error)) => {
@@ -137,16 +136,17 @@ impl Engine {
             SUBPROTOCOL_TEXT => Some((SUBPROTOCOL_TEXT, Facts::TEXT_ONLY)),
             _ => None,
         });
-        let Some(connection) = self.get_mut(id) else { return };
+        let Some((connection, works)) = self.parts(id) else { return };
         connection.set(Facts::UPGRADING, false);
         if let Some((_, only)) = subprotocol {
             connection.set(only, true);
             connection.set(Facts::TEXT, only == Facts::TEXT_ONLY);
             connection.set(Facts::JSON, only == Facts::TEXT_ONLY);
         }
-        let before = connection.outbound.queued_bytes();
-        reader.accept(&mut connection.outbound, upgrade, subprotocol.map(|(name, _)| name));
-        let queued = connection.outbound.queued_bytes() - before;
+        let before = connection.queued_bytes(works);
+        let mut queue = ConnectionQueue { connection, works };
+        reader.accept(&mut queue, upgrade, subprotocol.map(|(name, _)| name));
+        let queued = queue.queued_bytes() - before;
         self.counters.send_queue_bytes += queued as u64;
         self.settle(id);
     }

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use super::Engine;
-use crate::{ConnectionId, TransportKind};
+use crate::{ConnectionId, TransportKind, identity::Identity};
 
 /// One connection, for a person to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,17 +40,18 @@ impl Engine {
 
     fn inspect(&self, id: ConnectionId) -> Option<ConnectionInfo> {
         let connection = self.get(id)?;
-        let session = connection.session().unwrap_or_default();
+        let identity = Identity::read(self.identities.get(connection.identity));
+        let session = identity.claims.unwrap_or_default();
         Some(ConnectionInfo {
             id,
             transport: connection.transport(),
-            peer: connection.peer(),
+            peer: identity.peer,
             user_id: connection.is_active().then_some(session.user_id),
             device_id: session.device_id,
             platform: session.platform,
             logged_in_at_ms: session.logged_in_at_ms,
             silence_ms: connection.silence_ms(self.now),
-            send_queue_bytes: connection.outbound.queued_bytes(),
+            send_queue_bytes: connection.queued_bytes(&self.works),
             is_closing: !connection.is_open(),
         })
     }

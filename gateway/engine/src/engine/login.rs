@@ -20,6 +20,7 @@ use crate::{
     Dropped, TransportKind,
     connection::{Facts, Phase},
     effect::ConnectionId,
+    identity::{Claims, Identity},
     link::Outgoing,
 };
 
@@ -57,22 +58,19 @@ impl Engine {
             return self.refuse_login(id, request_id, code.number(), reason, retry_after_ms);
         }
 
-        let Some(connection) = self.get_mut(id) else { return };
-        let transport = match connection.transport() {
-            TransportKind::Tcp => link::Transport::Tcp,
-            TransportKind::WebSocket => link::Transport::Websocket,
-        };
-        let encoding = if is_json(frame) { link::Encoding::Json } else { link::Encoding::Protobuf };
+        let Some((connection, works)) = self.parts(id) else { return };
         connection.phase = Phase::LoginPending;
-        connection.note_request(request_id);
-        connection.set_session(Some(&link::Session {
-            session_id: id.raw(),
+        connection.note_request(works, request_id);
+        let transport = transport_on_link(connection.transport());
+        let identity = connection.identity;
+        let peer = Identity::peer(self.identities.get(identity));
+        let claims = Claims {
             device_id: login.device_id.clone(),
             platform: login.platform.clone(),
-            transport: transport.into(),
-            encoding: encoding.into(),
-            ..link::Session::default()
-        }));
+            is_json: is_json(frame),
+            ..Claims::default()
+        };
+        self.set_claims(id, Some(claims));
         let request = link::LoginRequest {
             session_id: id.raw(),
             user_id: login.user_id,
@@ -83,9 +81,9 @@ impl Engine {
             timestamp_ms: login.timestamp_ms,
             nonce: login.nonce,
             resume_token: login.resume_token,
-            remote_address: connection.peer().to_string(),
+            remote_address: peer.to_string(),
             transport: transport.into(),
-            encoding: encoding.into(),
+            encoding: encoding_on_link(is_json(frame)).into(),
         };
         self.counters.logins_in_flight += 1;
         self.login_probe.begin(id.raw(), 0, self.now.monotonic_ms);
@@ -107,12 +105,12 @@ impl Engine {
         }
         let now = self.now;
         let defaults = (self.settings.heartbeat_interval_ms, self.settings.idle_timeout_ms);
-        let pending = self.get_mut(id).filter(|c| c.phase == Phase::LoginPending);
-        let Some(connection) = pending else {
+        let pending = self.parts(id).filter(|(c, _)| c.phase == Phase::LoginPending);
+        let Some((connection, works)) = pending else {
             self.counters.drop_one(Dropped::SessionUnknown);
             return;
         };
-        let request_id = connection.take_requests().first().copied().unwrap_or(0);
+        let request_id = connection.take_requests(works).first().copied().unwrap_or(0);
         self.counters.logins_in_flight -= 1;
         if result.code != Code::Ok.number() {
             let sentence = Code::from_number(result.code).unwrap_or(Code::Kicked).sentence();
@@ -124,25 +122,26 @@ impl Engine {
         let Some(connection) = self.get_mut(id) else { return };
         let or = |value, default| if value == 0 { default } else { value };
         let heartbeat_interval_ms = or(result.heartbeat_interval_ms, defaults.0);
-        connection.idle_timeout_ms = or(result.idle_timeout_ms, defaults.1);
-        connection.expires_at_ms = result.expires_at_ms;
+        let idle_timeout_ms = or(result.idle_timeout_ms, defaults.1);
         connection.phase = Phase::Active;
         connection.refusals = 0;
         connection.note_received(now);
-        let claims = connection.session().unwrap_or_default();
-        connection.set_session(Some(&link::Session {
+        let claims = Claims {
             user_id: result.user_id,
             logged_in_at_ms: now.unix_ms,
+            expires_at_ms: result.expires_at_ms,
+            idle_timeout_ms,
             state: result.state,
-            ..claims
-        }));
+            ..self.claims(id).unwrap_or_default()
+        };
+        self.set_claims(id, Some(claims));
         let reply = session::LoginReply {
             code: Code::Ok.number(),
             reason: String::new(),
             session_id: id.raw(),
             server_time_ms: now.unix_ms,
             heartbeat_interval_ms,
-            idle_timeout_ms: connection.idle_timeout_ms,
+            idle_timeout_ms,
             body_bytes_max: self.settings.body_bytes_max,
             resume_token: result.resume_token,
         };
@@ -168,7 +167,7 @@ impl Engine {
         // here on does not wait for a result that has arrived.
         let Some(connection) = self.get_mut(id) else { return };
         connection.phase = Phase::AwaitingLogin;
-        connection.set_session(None);
+        self.set_claims(id, None);
         let reply = session::LoginReply {
             code,
             reason: reason.to_owned(),
@@ -185,8 +184,8 @@ impl Engine {
 
     /// The link is gone: nobody decides any more.
     pub(super) fn fail_login(&mut self, id: ConnectionId) {
-        let Some(connection) = self.get_mut(id) else { return };
-        let request_id = connection.take_requests().first().copied().unwrap_or(0);
+        let Some((connection, works)) = self.parts(id) else { return };
+        let request_id = connection.take_requests(works).first().copied().unwrap_or(0);
         self.counters.logins_in_flight -= 1;
         let code = Code::LogicUnavailable;
         let retry_after_ms = self.settings.retry_after_ms;
@@ -197,4 +196,15 @@ impl Engine {
     pub(super) fn encoding_is_json(&self, id: ConnectionId) -> bool {
         self.get(id).is_some_and(|connection| connection.has(Facts::JSON))
     }
+}
+
+pub(super) const fn transport_on_link(transport: TransportKind) -> link::Transport {
+    match transport {
+        TransportKind::Tcp => link::Transport::Tcp,
+        TransportKind::WebSocket => link::Transport::Websocket,
+    }
+}
+
+pub(super) const fn encoding_on_link(is_json: bool) -> link::Encoding {
+    if is_json { link::Encoding::Json } else { link::Encoding::Protobuf }
 }

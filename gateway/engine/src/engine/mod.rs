@@ -17,6 +17,7 @@ mod from_logic;
 mod inbound;
 mod inspection;
 mod login;
+mod memory;
 mod outbound;
 mod session;
 mod to_logic;
@@ -28,16 +29,20 @@ use rustc_hash::FxHashMap;
 
 use crate::{
     Counters, Effect, GatewayIdentity, LinkId, Now, Settings, TransportKind,
+    arena::Arena,
     connection::{Connection, Facts, Phase},
     durations::Probe,
     effect::{ConnectionId, SLOTS_MAX},
+    identity::Identity,
     link::Link,
-    room::Rooms,
+    room::{Memberships, Rooms},
     slab::Slab,
     timer_wheel::TimerWheel,
     transport::WebSocketSettings,
+    work::Works,
 };
 pub use inspection::ConnectionInfo;
+pub use memory::Memory;
 
 use closing::Farewell;
 use draining::Draining;
@@ -53,9 +58,15 @@ pub struct Engine {
     identity: GatewayIdentity,
     now: Now,
     connections: Slab<Connection>,
+    /// An [`Identity`] of each connection.
+    identities: Arena,
+    /// What the connections have going on.
+    works: Works,
     timers: TimerWheel,
     rooms: Rooms,
-    /// Connections of each address: IPv4, or the /64 of IPv6.
+    memberships: Memberships,
+    /// Connections of each address: IPv4, or the /64 of IPv6. Empty where their number cannot
+    /// reach its limit before the number of all connections reaches its own.
     addresses: FxHashMap<u64, u32>,
     effects: VecDeque<Effect>,
     counters: Counters,
@@ -89,8 +100,11 @@ impl Engine {
             identity,
             now,
             connections: Slab::new(SLOTS_MAX),
+            identities: Arena::new(),
+            works: Works::new(),
             timers: TimerWheel::new(now.monotonic_ms),
             rooms: Rooms::new(settings.rooms_max),
+            memberships: Memberships::new(),
             addresses: FxHashMap::default(),
             effects: VecDeque::new(),
             counters: Counters::default(),
@@ -121,10 +135,14 @@ impl Engine {
         traffic.opened += 1;
         traffic.connections += 1;
         let burst = self.settings.frames_burst_max;
-        let connection = Connection::new(now, socket, transport, peer, burst);
+        self.scratch.clear();
+        Identity { peer, claims: None }.write(&mut self.scratch);
+        let identity = self.identities.insert(&self.scratch);
+        let connection = Connection::new(now, socket, transport, identity, burst);
         let full = self.connections.len() >= self.settings.connections_max;
         let Ok((slot, generation)) = self.connections.insert(connection) else {
             // The table of all ids is full: nothing can be kept that could be told anything.
+            self.identities.remove(identity);
             let traffic = self.counters.traffic_mut(transport);
             traffic.connections -= 1;
             traffic.closed[Code::OverCapacity as usize] += 1;
@@ -133,13 +151,17 @@ impl Engine {
             return connection;
         };
         let id = ConnectionId::new(self.shard, generation, slot);
-        let from_address = self.addresses.entry(address_key(peer)).or_default();
-        *from_address += 1;
+        let mut from_address = 0;
+        if self.counts_addresses() {
+            let count = self.addresses.entry(address_key(peer)).or_default();
+            *count += 1;
+            from_address = *count;
+        }
         let refusal = if self.draining.is_some() {
             Some(Code::Draining)
         } else if full {
             Some(Code::OverCapacity)
-        } else if *from_address > self.settings.connections_per_address_max {
+        } else if from_address > self.settings.connections_per_address_max {
             Some(Code::RateLimited)
         } else {
             None
@@ -164,17 +186,26 @@ impl Engine {
             return;
         };
         self.timers.cancel(id.slot());
-        self.counters.send_queue_bytes -= connection.outbound.clear() as u64;
+        self.counters.send_queue_bytes -= connection.clear_queue(&mut self.works) as u64;
+        debug_assert!(connection.work.is_none(), "all else was given up when it was closed");
         let traffic = self.counters.traffic_mut(connection.transport());
         traffic.connections -= 1;
         traffic.closed[connection.code as usize] += 1;
-        let key = address_key(connection.peer());
-        if let Some(count) = self.addresses.get_mut(&key) {
-            *count -= 1;
-            if *count == 0 {
-                self.addresses.remove(&key);
+        if self.counts_addresses() {
+            let key = address_key(Identity::peer(self.identities.get(connection.identity)));
+            if let Some(count) = self.addresses.get_mut(&key) {
+                *count -= 1;
+                if *count == 0 {
+                    self.addresses.remove(&key);
+                }
             }
         }
+        self.identities.remove(connection.identity);
+    }
+
+    /// Whether one address could have too many connections before the shard has.
+    const fn counts_addresses(&self) -> bool {
+        self.settings.connections_per_address_max < self.settings.connections_max
     }
 
     /// Whether there is no connection.
@@ -198,6 +229,7 @@ impl Engine {
         self.is_empty()
             && self.timers.armed() == 0
             && self.rooms.len() == 0
+            && self.works.is_empty()
             && self.addresses.is_empty()
             && self.effects.is_empty()
             && self.abandoned_logins.is_empty()
@@ -222,6 +254,16 @@ impl Engine {
         self.connections.get_mut(id.slot(), id.generation())
     }
 
+    /// A connection, and where its work is.
+    #[inline]
+    fn parts(&mut self, id: ConnectionId) -> Option<(&mut Connection, &mut Works)> {
+        if id.shard() != self.shard {
+            return None;
+        }
+        let connection = self.connections.get_mut(id.slot(), id.generation())?;
+        Some((connection, &mut self.works))
+    }
+
     fn is_open(&self, id: ConnectionId) -> bool {
         self.get(id).is_some_and(Connection::is_open)
     }
@@ -240,12 +282,12 @@ impl Engine {
     /// Asks for whatever the connection's state calls for: a send, the end of the write side, or
     /// the close.
     fn settle(&mut self, id: ConnectionId) {
-        let Some(connection) = self.get_mut(id) else { return };
-        let socket = connection.socket;
+        let Some((connection, works)) = self.parts(id) else { return };
+        let socket = connection.socket();
         if connection.phase == Phase::Closed || connection.has(Facts::SENDING) {
             return;
         }
-        if !connection.outbound.is_empty() {
+        if connection.queued_bytes(works) > 0 {
             if !connection.has(Facts::SEND_SCHEDULED) {
                 connection.set(Facts::SEND_SCHEDULED, true);
                 self.effects.push_back(Effect::Send { connection: id, socket });

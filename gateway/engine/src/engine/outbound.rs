@@ -16,7 +16,8 @@ use crate::{
     Dropped, Now, SlowConsumer,
     connection::{Connection, Facts, Phase},
     effect::ConnectionId,
-    transport::{Envelope, Outbound},
+    transport::SendQueue as _,
+    work::{ConnectionQueue, SharedId, Works},
 };
 
 /// What WebSocket and the envelope add to a body, at most.
@@ -46,19 +47,22 @@ fn form(connection: &Connection, is_json: bool) -> Option<Form> {
     }
 }
 
-/// One frame for many receivers, encoded at most once for each form.
+/// One frame for many receivers, encoded at most once for each form: as it goes over the wire,
+/// because the header of a WebSocket message of a server depends on its length alone.
+///
+/// Whoever made it hands it to [`Self::release`] in the end.
 #[derive(Debug)]
 pub(super) struct Shared {
     command: u16,
     flags: Flags,
     body: Bytes,
-    frame: Option<Bytes>,
-    text: Option<Bytes>,
+    /// By [`Form`].
+    wires: [Option<SharedId>; 3],
 }
 
 impl Shared {
     pub(super) const fn new(command: u16, flags: Flags, body: Bytes) -> Self {
-        Self { command, flags, body, frame: None, text: None }
+        Self { command, flags, body, wires: [None; 3] }
     }
 
     /// Whether the body is empty.
@@ -70,24 +74,44 @@ impl Shared {
         self.flags.contains(Flags::JSON) || self.body.is_empty()
     }
 
-    fn payload(&mut self, form: Form) -> (Envelope, &Bytes) {
-        let Self { command, flags, body, .. } = self;
-        let frame = || {
-            let mut out = Vec::with_capacity(HEADER_BYTES + body.len());
-            frame::write(&mut out, *command, *flags, 0, body);
-            Bytes::from(out)
-        };
-        let text = || {
-            let mut out = Vec::new();
-            text::write(&mut out, *command, 0, body);
-            Bytes::from(out)
-        };
-        match form {
-            Form::Tcp => (Envelope::Plain, self.frame.get_or_insert_with(frame)),
-            Form::Binary => {
-                (Envelope::WebSocket(Opcode::Binary), self.frame.get_or_insert_with(frame))
-            }
-            Form::Text => (Envelope::WebSocket(Opcode::Text), self.text.get_or_insert_with(text)),
+    /// The encoded frame.
+    fn wire(&mut self, form: Form, works: &mut Works) -> SharedId {
+        let Self { command, flags, body, wires } = self;
+        *wires[form as usize].get_or_insert_with(|| {
+            let mut out = Vec::with_capacity(body.len() + FORM_BYTES_MAX);
+            write_form(&mut out, form, *command, *flags, 0, body);
+            works.share(Bytes::from(out))
+        })
+    }
+
+    /// The fan-out is over; what was encoded stays as long as somebody waits for it.
+    pub(super) fn release(self, works: &mut Works) {
+        for wire in self.wires.into_iter().flatten() {
+            works.release(wire);
+        }
+    }
+}
+
+/// Writes a frame as it goes over the wire.
+fn write_form(
+    out: &mut Vec<u8>,
+    form: Form,
+    command: u16,
+    flags: Flags,
+    request_id: u32,
+    body: &[u8],
+) {
+    match form {
+        Form::Tcp => frame::write(out, command, flags, request_id, body),
+        Form::Binary => {
+            write_header(out, Opcode::Binary, HEADER_BYTES + body.len());
+            frame::write(out, command, flags, request_id, body);
+        }
+        Form::Text => {
+            let mut envelope = Vec::new();
+            text::write(&mut envelope, command, request_id, body);
+            write_header(out, Opcode::Text, envelope.len());
+            out.extend_from_slice(&envelope);
         }
     }
 }
@@ -100,37 +124,38 @@ impl Engine {
     /// under way until [`Self::sent`]. Returns whether there was anything.
     pub fn take_send(&mut self, id: ConnectionId, out: &mut Vec<u8>) -> bool {
         let batch_bytes_max = self.settings.send_batch_bytes_max;
-        let Some(connection) = self.get_mut(id) else { return false };
+        let Some((connection, works)) = self.parts(id) else { return false };
         connection.set(Facts::SEND_SCHEDULED, false);
         if connection.has(Facts::SENDING) || connection.phase == Phase::Closed {
             return false;
         }
-        let before = (connection.outbound.queued_bytes(), out.len());
-        if !connection.outbound.take(out, batch_bytes_max) {
+        let before = out.len();
+        if !connection.take_queue(works, out, batch_bytes_max) {
             return false;
         }
         connection.set(Facts::SENDING, true);
-        let taken = before.0 - connection.outbound.queued_bytes();
+        let taken = (out.len() - before) as u64;
         let transport = connection.transport();
-        self.counters.send_queue_bytes -= taken as u64;
-        self.counters.traffic_mut(transport).bytes_out += (out.len() - before.1) as u64;
+        self.counters.send_queue_bytes -= taken;
+        self.counters.traffic_mut(transport).bytes_out += taken;
         true
     }
 
     /// The send under way is done; `ok` is false if it failed, which ends the connection.
     pub fn sent(&mut self, now: Now, id: ConnectionId, ok: bool) {
         self.now = now;
-        let Some(connection) = self.get_mut(id) else {
+        let Some((connection, works)) = self.parts(id) else {
             self.counters.stale_calls += 1;
             return;
         };
         connection.set(Facts::SENDING, false);
-        let all_is_out = connection.outbound.is_empty();
+        let all_is_out = connection.queued_bytes(works) == 0;
+        let has_gap = connection.has(Facts::GAP) && all_is_out;
         if !ok {
             self.close(id, Code::PeerGone.number(), Farewell::Nothing);
             return self.emit_close(id);
         }
-        if connection.has(Facts::GAP) && connection.outbound.is_empty() {
+        if has_gap && let Some(connection) = self.get_mut(id) {
             connection.set(Facts::GAP, false);
             let code = Code::SlowConsumer;
             self.error(id, 0, code, "messages were dropped here; pull what is missing", 0);
@@ -146,11 +171,11 @@ impl Engine {
 
     /// Queues bytes that are not subject to the budget: handshakes and farewells.
     pub(super) fn push_bytes(&mut self, id: ConnectionId, write: impl FnOnce(&mut Vec<u8>)) {
-        let Some(connection) = self.get_mut(id) else { return };
+        let Some(connection) = self.get(id) else { return };
         if connection.phase == Phase::Closed {
             return;
         }
-        let queued = measure(&mut connection.outbound, |outbound| outbound.push_with(write));
+        let queued = self.measured(id, write);
         self.counters.send_queue_bytes += queued;
         self.settle(id);
     }
@@ -223,41 +248,40 @@ impl Engine {
             }
             return;
         }
-        let Some(connection) = self.get_mut(id) else { return };
-        let queued = measure(&mut connection.outbound, |outbound| match form {
-            Form::Tcp => {
-                outbound.push_with(|out| frame::write(out, command, flags, request_id, body));
-            }
-            Form::Binary => outbound.push_with(|out| {
-                write_header(out, Opcode::Binary, HEADER_BYTES + body.len());
-                frame::write(out, command, flags, request_id, body);
-            }),
-            Form::Text => {
-                let mut envelope = Vec::new();
-                text::write(&mut envelope, command, request_id, body);
-                outbound.push_with(|out| {
-                    write_header(out, Opcode::Text, envelope.len());
-                    out.extend_from_slice(&envelope);
-                });
-            }
+        let queued = self.measured(id, |out| {
+            write_form(out, form, command, flags, request_id, body);
         });
         self.queued(id, queued);
     }
 
     /// Queues a frame that many connections share.
     pub(super) fn push_shared(&mut self, id: ConnectionId, shared: &mut Shared) {
-        let Some(connection) = self.get(id) else { return };
+        let Some((connection, works)) = self.parts(id) else { return };
         let Some(form) = form(connection, shared.is_json()) else {
             return self.cannot_carry(id, 0);
         };
-        let (envelope, payload) = shared.payload(form);
-        if !self.fits(id, envelope.bytes(payload.len()), shared.command) {
+        let wire = shared.wire(form, works);
+        let bytes = works.wire(wire).len();
+        let nothing_waits = connection.work.is_none();
+        if !nothing_waits && !self.fits(id, bytes, shared.command) {
             return;
         }
-        let (envelope, payload) = shared.payload(form);
-        let Some(connection) = self.get_mut(id) else { return };
-        let queued = measure(&mut connection.outbound, |o| o.push_shared(envelope, payload));
-        self.queued(id, queued);
+        let Some((connection, works)) = self.parts(id) else { return };
+        connection.push_shared(works, wire);
+        self.queued(id, bytes as u64);
+    }
+
+    /// Lets `write` put whole frames into a connection's queue; returns how many bytes they are.
+    fn measured(&mut self, id: ConnectionId, write: impl FnOnce(&mut Vec<u8>)) -> u64 {
+        let Some((connection, works)) = self.parts(id) else { return 0 };
+        let mut queue = ConnectionQueue { connection, works };
+        let mut bytes = 0;
+        queue.push_with(|out| {
+            let before = out.len();
+            write(out);
+            bytes = (out.len() - before) as u64;
+        });
+        bytes
     }
 
     fn queued(&mut self, id: ConnectionId, bytes: u64) {
@@ -279,10 +303,11 @@ impl Engine {
     fn fits(&mut self, id: ConnectionId, bytes: usize, command: u16) -> bool {
         let bytes_max = self.settings.send_queue_bytes_max;
         let policy = self.settings.slow_consumer;
-        let Some(connection) = self.get_mut(id) else { return false };
-        let waiting = connection.outbound.queued_bytes() + bytes;
+        let Some((connection, works)) = self.parts(id) else { return false };
+        let queued = connection.queued_bytes(works);
+        let waiting = queued + bytes;
         // What is said while closing is not subject to the budget.
-        if !connection.is_open() || connection.outbound.is_empty() || waiting <= bytes_max {
+        if !connection.is_open() || queued == 0 || waiting <= bytes_max {
             return true;
         }
         match policy {
@@ -298,18 +323,11 @@ impl Engine {
             }
             SlowConsumer::Close => {}
         }
-        let discarded = connection.outbound.clear() as u64;
+        let discarded = connection.clear_queue(works) as u64;
         self.counters.drop_one(Dropped::SlowConsumer);
         self.counters.send_queue_bytes -= discarded;
         let code = Code::SlowConsumer;
         self.close(id, code.number(), Farewell::error(0, code.sentence()));
         false
     }
-}
-
-/// Bytes by which a queue grows.
-fn measure(outbound: &mut Outbound, push: impl FnOnce(&mut Outbound)) -> u64 {
-    let before = outbound.queued_bytes();
-    push(outbound);
-    (outbound.queued_bytes() - before) as u64
 }

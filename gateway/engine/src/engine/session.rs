@@ -16,7 +16,12 @@ use super::{
     closing::Farewell,
     inbound::{Incoming, is_json},
 };
-use crate::{Dropped, effect::ConnectionId, link::Outgoing};
+use crate::{
+    Dropped,
+    effect::ConnectionId,
+    identity::{Claims, Identity},
+    link::Outgoing,
+};
 
 impl Engine {
     pub(super) fn session_command(&mut self, id: ConnectionId, frame: Incoming<'_>) {
@@ -54,7 +59,7 @@ impl Engine {
         };
         let outbox_events_max = self.settings.link_outbox_events_max;
         match &self.link {
-            Some(link) if link.outbox.len() < outbox_events_max => {}
+            Some(link) if link.waiting() < outbox_events_max => {}
             _ => return self.logic_unavailable(id, request_id),
         }
         if !self.note_request(id, request_id) {
@@ -74,9 +79,10 @@ impl Engine {
             return self.counters.drop_one(Dropped::RequestUnknown);
         }
         if result.code == Code::Ok.number()
-            && let Some(connection) = self.get_mut(id)
+            && let Some(claims) = self.claims(id)
         {
-            connection.expires_at_ms = result.expires_at_ms;
+            let expires_at_ms = result.expires_at_ms;
+            self.set_claims(id, Some(Claims { expires_at_ms, ..claims }));
             self.arm_active(id);
         }
         let reply = session::RefreshReply {
@@ -93,13 +99,13 @@ impl Engine {
             return true;
         }
         let requests_max = self.settings.requests_in_flight_max as usize;
-        let Some(connection) = self.get_mut(id) else { return false };
-        if connection.requests() >= requests_max {
+        let Some((connection, works)) = self.parts(id) else { return false };
+        if connection.requests(works) >= requests_max {
             let reason = "too many requests without an answer";
             self.refuse(id, request_id, Code::RateLimited, reason);
             return false;
         }
-        connection.note_request(request_id);
+        connection.note_request(works, request_id);
         self.counters.requests_in_flight += 1;
         self.request_probe.begin(id.raw(), request_id, self.now.monotonic_ms);
         true
@@ -107,12 +113,27 @@ impl Engine {
 
     /// Notes that a request is answered now; false if it was not in flight.
     pub(super) fn answer_request(&mut self, id: ConnectionId, request_id: u32) -> bool {
-        let found =
-            self.get_mut(id).is_some_and(|connection| connection.answer_request(request_id));
+        let found = self
+            .parts(id)
+            .is_some_and(|(connection, works)| connection.answer_request(works, request_id));
         self.counters.requests_in_flight -= u64::from(found);
         let (now_ms, durations) = (self.now.monotonic_ms, &mut self.counters.request_durations);
         self.request_probe.end(id.raw(), request_id, now_ms, durations);
         found
+    }
+
+    /// What the session was told and has claimed; `None` before LOGIN.
+    pub(super) fn claims(&self, id: ConnectionId) -> Option<Claims> {
+        Identity::read(self.identities.get(self.get(id)?.identity)).claims
+    }
+
+    pub(super) fn set_claims(&mut self, id: ConnectionId, claims: Option<Claims>) {
+        let found = self.connections.get_mut(id.slot(), id.generation());
+        let Some(connection) = found else { return };
+        let peer = Identity::peer(self.identities.get(connection.identity));
+        self.scratch.clear();
+        Identity { peer, claims }.write(&mut self.scratch);
+        self.identities.replace(&mut connection.identity, &self.scratch);
     }
 
     /// ERROR `logic_unavailable` with the time to wait.

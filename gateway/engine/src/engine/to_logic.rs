@@ -1,15 +1,19 @@
 //! The stream to logic: its beginning with the lists of sessions and rooms, its end, and the batches.
 
 use millrace_protocol::link::{
-    ConnectRequest, GatewayEvent, Hello, RoomMembers, SessionEnded, SessionsComplete,
+    ConnectRequest, GatewayEvent, Hello, RoomMembers, Session, SessionEnded, SessionsComplete,
     gateway_event::Kind,
 };
 
-use super::Engine;
+use super::{
+    Engine,
+    login::{encoding_on_link, transport_on_link},
+};
 use crate::{
     LinkId, Now,
     connection::Phase,
     effect::ConnectionId,
+    identity::Identity,
     link::{Link, Opening, Outgoing},
 };
 
@@ -85,14 +89,14 @@ impl Engine {
 
     /// Answers whatever a connection has asked of logic.
     fn fail_work(&mut self, id: ConnectionId) {
-        let Some(connection) = self.get_mut(id) else { return };
+        let Some((connection, works)) = self.parts(id) else { return };
         if connection.phase == Phase::LoginPending {
             return self.fail_login(id);
         }
-        let requests = connection.take_requests();
+        let requests = connection.take_requests(works);
         let mut untold = 0;
         let mut backlog = 0;
-        while let Some(waiting) = connection.pop_backlog() {
+        while let Some(waiting) = connection.pop_backlog(works) {
             backlog += 1;
             untold += u64::from(waiting.frame.request_id == 0 && waiting.acknowledge == 0);
         }
@@ -111,7 +115,7 @@ impl Engine {
     /// Puts something on the way to logic, if there is a link.
     pub(super) fn send_to_logic(&mut self, outgoing: Outgoing) {
         if let Some(link) = &mut self.link {
-            link.outbox.push_back(outgoing);
+            link.push(outgoing);
             self.counters.link_outbox_events += 1;
         }
     }
@@ -155,7 +159,7 @@ impl Engine {
         if active.opening == Opening::Complete {
             while kinds.len() < events_max
                 && bytes < bytes_max
-                && let Some(outgoing) = active.outbox.pop_front()
+                && let Some(outgoing) = active.pop()
             {
                 bytes += outgoing.bytes();
                 self.counters.link_outbox_events -= 1;
@@ -198,15 +202,22 @@ impl Engine {
                 link.opening = Opening::Rooms { slot: 0, before: usize::MAX, listed };
                 return;
             }
-            let connection = self
-                .connections
-                .generation(slot)
-                .and_then(|generation| self.connections.get(slot, generation))
-                .filter(|connection| connection.is_active());
-            let session = connection.and_then(|connection| {
-                let mut session = connection.session()?;
-                session.expires_at_ms = connection.expires_at_ms;
-                Some(session)
+            let generation = self.connections.generation(slot);
+            let session = generation.and_then(|generation| {
+                let connection = self.connections.at(slot).filter(|c| c.is_active())?;
+                let identity = Identity::read(self.identities.get(connection.identity));
+                let claims = identity.claims?;
+                Some(Session {
+                    session_id: ConnectionId::new(self.shard, generation, slot).raw(),
+                    user_id: claims.user_id,
+                    device_id: claims.device_id,
+                    platform: claims.platform,
+                    transport: transport_on_link(connection.transport()).into(),
+                    encoding: encoding_on_link(claims.is_json).into(),
+                    logged_in_at_ms: claims.logged_in_at_ms,
+                    expires_at_ms: claims.expires_at_ms,
+                    state: claims.state,
+                })
             });
             link.opening =
                 Opening::Sessions { slot: slot + 1, listed: listed + u64::from(session.is_some()) };
@@ -217,6 +228,7 @@ impl Engine {
     /// Goes on with the list of rooms. From the last member to the first: whoever leaves meanwhile
     /// is replaced by the last, which was listed already, so nobody is missed.
     fn list_rooms(&mut self, kinds: &mut Vec<Kind>, events_max: usize, bytes_max: usize) {
+        let (connections, shard) = (&self.connections, self.shard);
         let mut bytes = 0;
         while kinds.len() < events_max
             && bytes < bytes_max
@@ -232,7 +244,12 @@ impl Engine {
             let until = before.min(members.len());
             let from = until.saturating_sub(ROOM_MEMBERS_PER_EVENT_MAX);
             if from < until {
-                let session_ids = members[from..until].iter().map(|member| member.raw()).collect();
+                let members = members[from..until].iter();
+                let session_ids = members.filter_map(|slot| {
+                    let generation = connections.generation(*slot)?;
+                    Some(ConnectionId::new(shard, generation, *slot).raw())
+                });
+                let session_ids = session_ids.collect();
                 bytes += name.len() + 8 * (until - from);
                 kinds.push(Kind::RoomMembers(RoomMembers { room_id: name.into(), session_ids }));
             }

@@ -10,7 +10,8 @@ mod outbound;
 mod websocket;
 
 pub use frames::{FramesError, read_frames};
-pub use outbound::{Envelope, Outbound};
+pub(crate) use outbound::Queue;
+pub use outbound::{Outbound, SendQueue};
 pub use websocket::{
     Event, Received, TransportError, WebSocketInput, WebSocketSettings, WebSocketTransport,
 };

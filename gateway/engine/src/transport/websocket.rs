@@ -2,7 +2,7 @@
 //! closing handshake (RFC 6455).
 //!
 //! The owner decides which upgrades are accepted and what messages mean. Pings and the peer's
-//! close frame are answered here, into the connection's [`Outbound`].
+//! close frame are answered here, into the connection's [`SendQueue`].
 
 use millrace_protocol::{
     Code, limits,
@@ -13,7 +13,7 @@ use millrace_protocol::{
     },
 };
 
-use super::Outbound;
+use super::{Outbound, SendQueue};
 
 /// Bytes of one pong: header and the largest control payload.
 const PONG_BYTES_MAX: usize = 2 + limits::CONTROL_PAYLOAD_BYTES_MAX;
@@ -104,6 +104,11 @@ impl Default for WebSocketInput {
 }
 
 impl WebSocketInput {
+    /// A connection whose upgrade is done, between two messages.
+    pub const fn open() -> Self {
+        Self::Open(MessageReader::new())
+    }
+
     /// Whether the upgrade was accepted and nobody has closed.
     pub const fn is_open(&self) -> bool {
         matches!(self, Self::Open(_))
@@ -132,7 +137,7 @@ impl WebSocketInput {
     pub fn read<'a>(
         &'a mut self,
         settings: &WebSocketSettings,
-        outbound: &mut Outbound,
+        outbound: &mut impl SendQueue,
         input: &'a mut [u8],
     ) -> Result<(usize, Option<Event<'a>>), TransportError> {
         match self {
@@ -153,7 +158,7 @@ impl WebSocketInput {
     /// Accepts the upgrade: queues the response; messages follow.
     pub fn accept(
         &mut self,
-        outbound: &mut Outbound,
+        outbound: &mut impl SendQueue,
         upgrade: &Upgrade,
         subprotocol: Option<&str>,
     ) {
@@ -162,14 +167,14 @@ impl WebSocketInput {
     }
 
     /// Refuses the upgrade: queues the HTTP response. Flush, then shut the write side down.
-    pub fn refuse(&mut self, outbound: &mut Outbound, error: &UpgradeError) {
+    pub fn refuse(&mut self, outbound: &mut impl SendQueue, error: &UpgradeError) {
         outbound.push_with(|out| write_upgrade_refusal(out, error));
         *self = Self::Closed;
     }
 
     /// Closes from our side: queues a close frame if the connection is open. Flush, then shut the
     /// write side down.
-    pub fn close(&mut self, outbound: &mut Outbound, code: u16, reason: &str) {
+    pub fn close(&mut self, outbound: &mut impl SendQueue, code: u16, reason: &str) {
         if self.is_open() {
             outbound.push_with(|out| write_close(out, None, code, reason));
         }
@@ -186,7 +191,7 @@ impl WebSocketInput {
 fn answer<'a>(
     message: Message<'a>,
     settings: &WebSocketSettings,
-    outbound: &mut Outbound,
+    outbound: &mut impl SendQueue,
 ) -> Event<'a> {
     match message {
         Message::Text(text) => Event::Text(text),
