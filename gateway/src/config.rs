@@ -102,6 +102,10 @@ pub struct ConnectionsSection {
     pub send_queue_bytes_max: ByteSize,
     /// Bytes of one send.
     pub send_batch_bytes_max: ByteSize,
+    /// Sends of fan-outs in one turn of a shard's loop.
+    pub sends_per_turn_max: u32,
+    /// Broadcasts of a shard that are under way.
+    pub broadcasts_max: u32,
     /// What happens to a connection whose send queue is full.
     pub slow_consumer: SlowConsumerPolicy,
     /// Requests of one connection without an answer.
@@ -274,6 +278,8 @@ impl Default for ConnectionsSection {
             frames_per_second_max: settings.frames_per_second_max,
             frames_burst_max: settings.frames_burst_max,
             logins_in_flight_max: settings.logins_in_flight_max,
+            sends_per_turn_max: settings.sends_per_turn_max,
+            broadcasts_max: settings.broadcasts_max,
             rooms_per_connection_max: settings.rooms_per_connection_max,
             rooms_max: settings.rooms_max,
             refusals_max: settings.refusals_max,
@@ -464,6 +470,8 @@ impl Config {
             ("connections.frames_per_second_max", connections.frames_per_second_max),
             ("connections.frames_burst_max", connections.frames_burst_max),
             ("connections.logins_in_flight_max", connections.logins_in_flight_max),
+            ("connections.sends_per_turn_max", connections.sends_per_turn_max),
+            ("connections.broadcasts_max", connections.broadcasts_max),
         ] {
             require(value > 0, key, "must be at least 1")?;
         }
@@ -589,6 +597,8 @@ impl Config {
             frames_per_second_max: connections.frames_per_second_max,
             frames_burst_max: connections.frames_burst_max,
             logins_in_flight_max: connections.logins_in_flight_max,
+            sends_per_turn_max: connections.sends_per_turn_max,
+            broadcasts_max: connections.broadcasts_max,
             rooms_per_connection_max: connections.rooms_per_connection_max,
             rooms_max: connections.rooms_max,
             refusals_max: connections.refusals_max,

@@ -106,15 +106,22 @@ impl World {
     /// What a shard's loop does after each event. Returns how many sends it took.
     fn carry_out(&mut self) -> u64 {
         let mut sends = 0;
-        while let Some(effect) = self.engine.poll_effect() {
-            if let Effect::Send { connection, .. } = effect {
-                self.out.clear();
-                if self.engine.take_send(connection, &mut self.out) {
-                    black_box(&self.out);
-                    self.engine.sent(self.now, connection, true);
-                    sends += 1;
+        loop {
+            while let Some(effect) = self.engine.poll_effect() {
+                if let Effect::Send { connection, .. } = effect {
+                    self.out.clear();
+                    if self.engine.take_send(connection, &mut self.out) {
+                        black_box(&self.out);
+                        self.engine.sent(self.now, connection, true);
+                        sends += 1;
+                    }
                 }
             }
+            if !self.engine.is_fanning_out() {
+                break;
+            }
+            // The next turn of the loop.
+            self.engine.tick(self.now);
         }
         while let Some(batch) = self.engine.take_link_batch(LINK) {
             black_box(batch);

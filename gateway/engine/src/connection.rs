@@ -57,6 +57,8 @@ impl Facts {
     pub(crate) const PAUSED: Self = Self(1 << 10);
     /// Frames were dropped and the client has not been told yet.
     pub(crate) const GAP: Self = Self(1 << 11);
+    /// The send waits for its turn behind those that are not part of a fan-out.
+    pub(crate) const SEND_DEFERRED: Self = Self(1 << 12);
 }
 
 /// One connection.
@@ -81,6 +83,8 @@ pub(crate) struct Connection {
     pub(crate) refusals: u8,
     /// Why it ended, once it closes.
     pub(crate) code: Code,
+    /// The number of the last broadcast it got.
+    pub(crate) broadcasts_seen: u8,
 }
 
 impl Connection {
@@ -106,6 +110,7 @@ impl Connection {
             phase: Phase::AwaitingLogin,
             refusals: 0,
             code: Code::Ok,
+            broadcasts_seen: 0,
         }
     }
 
@@ -124,6 +129,13 @@ impl Connection {
         } else {
             self.facts.0 &= !fact.0;
         }
+    }
+
+    /// Takes a fact back; says whether it was one.
+    pub(crate) const fn take(&mut self, fact: Facts) -> bool {
+        let was = self.has(fact);
+        self.set(fact, false);
+        was
     }
 
     pub(crate) const fn transport(&self) -> TransportKind {

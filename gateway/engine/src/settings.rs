@@ -39,6 +39,11 @@ pub struct Settings {
     pub send_queue_bytes_max: usize,
     /// Bytes that are coalesced into one send.
     pub send_batch_bytes_max: usize,
+    /// Sends of fan-outs in one turn of the loop; the others wait for the next turns, so that
+    /// everything else is prompt.
+    pub sends_per_turn_max: u32,
+    /// Broadcasts under way, at most 100. When one more comes, the oldest is finished in that turn.
+    pub broadcasts_max: u32,
     /// What happens above [`Self::send_queue_bytes_max`].
     pub slow_consumer: SlowConsumer,
     /// Requests of one connection without an answer. Above it: ERROR `rate_limited`.
@@ -91,6 +96,8 @@ impl Default for Settings {
             linger_ms: 2_000,
             send_queue_bytes_max: 256 * 1024,
             send_batch_bytes_max: 64 * 1024,
+            sends_per_turn_max: 1_024,
+            broadcasts_max: 32,
             slow_consumer: SlowConsumer::Close,
             requests_in_flight_max: 256,
             frames_per_second_max: 1_000,

@@ -11,7 +11,8 @@ use crate::{
 };
 
 impl Engine {
-    /// Time has passed. To be called at [`Self::next_deadline_ms`]; earlier or later is not wrong.
+    /// A turn of the loop: time has passed, and fan-outs go on. To be called once a turn, and at the
+    /// latest at [`Self::next_deadline_ms`]; earlier or later is not wrong.
     pub fn tick(&mut self, now: Now) {
         self.now = now;
         while let Some(slot) = self.timers.pop(now.monotonic_ms) {
@@ -20,13 +21,15 @@ impl Engine {
             }
         }
         self.drain_on();
+        self.fan_out_on();
     }
 
     /// The moment of [`Now::monotonic_ms`] at which [`Self::tick`] and
     /// [`Self::take_link_batch`] are due.
     pub fn next_deadline_ms(&self) -> Option<u64> {
         let heartbeat = self.link.as_ref().map(|link| link.heartbeat_at_ms);
-        [self.timers.next_deadline_ms(), heartbeat, self.next_drain_ms()]
+        let fan_out = (!self.fan_outs.is_empty()).then_some(self.now.monotonic_ms);
+        [self.timers.next_deadline_ms(), heartbeat, self.next_drain_ms(), fan_out]
             .into_iter()
             .flatten()
             .min()

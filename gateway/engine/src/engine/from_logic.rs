@@ -8,8 +8,8 @@ use millrace_protocol::{
     frame::Flags,
     limits,
     link::{
-        BroadcastFrame, CloseSession, ConnectResponse, HelloReply, RoomFrame, RoomMembership,
-        SendFrame, logic_event::Kind,
+        CloseSession, ConnectResponse, HelloReply, RoomFrame, RoomMembership, SendFrame,
+        logic_event::Kind,
     },
 };
 
@@ -76,7 +76,7 @@ impl Engine {
         }
     }
 
-    fn owe(&mut self, body_bytes: usize) {
+    pub(super) fn owe(&mut self, body_bytes: usize) {
         if let Some(link) = &mut self.link {
             link.owe(body_bytes);
         }
@@ -89,6 +89,7 @@ impl Engine {
         };
         if let [session_id] = frame.session_ids[..] {
             let id = ConnectionId::from_raw(session_id);
+            self.catch_up(id);
             if !self.is_active(id) {
                 self.counters.drop_one(Dropped::SessionUnknown);
             } else if frame.request_id != 0 && !self.answer_request(id, frame.request_id) {
@@ -106,6 +107,7 @@ impl Engine {
         let mut shared = Shared::new(command, flags, frame.body);
         for session_id in frame.session_ids {
             let id = ConnectionId::from_raw(session_id);
+            self.catch_up(id);
             if self.is_active(id) {
                 self.push_shared(id, &mut shared);
             } else {
@@ -131,28 +133,7 @@ impl Engine {
             if id.raw() == frame.except_session_id {
                 continue;
             }
-            let shared = if self.encoding_is_json(id) { &mut json } else { &mut protobuf };
-            if !shared.is_empty() {
-                self.push_shared(id, shared);
-            }
-        }
-        protobuf.release(&mut self.works);
-        json.release(&mut self.works);
-    }
-
-    /// Everybody who is logged in now.
-    fn broadcast_frame(&mut self, frame: BroadcastFrame) {
-        self.owe(frame.body_protobuf.len() + frame.body_json.len());
-        let bytes = frame.body_protobuf.len().max(frame.body_json.len());
-        let Some((command, flags)) = header(frame.command, frame.flags, bytes) else {
-            return self.counters.drop_one(Dropped::LinkContract);
-        };
-        let mut protobuf = Shared::new(command, without_json(flags), frame.body_protobuf);
-        let mut json = Shared::new(command, flags.with(Flags::JSON), frame.body_json);
-        for slot in 0..self.connections.slots() {
-            let Some(id) = self.id_in_slot(slot).filter(|id| self.is_active(*id)) else {
-                continue;
-            };
+            self.catch_up(id);
             let shared = if self.encoding_is_json(id) { &mut json } else { &mut protobuf };
             if !shared.is_empty() {
                 self.push_shared(id, shared);
@@ -222,18 +203,19 @@ impl Engine {
         if !self.is_active(id) {
             return self.counters.drop_one(Dropped::SessionUnknown);
         }
+        self.catch_up(id);
         let known = Code::from_number(close.code).unwrap_or(Code::Kicked);
         let reason = if close.reason.is_empty() { known.sentence() } else { &close.reason };
         self.close(id, close.code, Farewell::Kick { reason });
     }
 }
 
-fn without_json(flags: Flags) -> Flags {
+pub(super) fn without_json(flags: Flags) -> Flags {
     Flags::from_bits(flags.bits() & !Flags::JSON.bits()).unwrap_or(Flags::NONE)
 }
 
 /// The header's command and flags, if they can be written.
-fn header(command: u32, flags: u32, body_bytes: usize) -> Option<(u16, Flags)> {
+pub(super) fn header(command: u32, flags: u32, body_bytes: usize) -> Option<(u16, Flags)> {
     if body_bytes > limits::BODY_BYTES_MAX_CEILING as usize {
         return None;
     }

@@ -32,6 +32,11 @@ pub struct ConnectionInfo {
 }
 
 impl Engine {
+    /// Whether frames are still on their way to many: the owner's loop goes on without waiting.
+    pub fn is_fanning_out(&self) -> bool {
+        !self.fan_outs.is_empty()
+    }
+
     /// The first `connections_max` connections, in order of their slots.
     pub fn connections(&self, connections_max: usize) -> Vec<ConnectionInfo> {
         let ids = (0..self.connections.slots()).filter_map(|slot| self.id_in_slot(slot));

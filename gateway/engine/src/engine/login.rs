@@ -119,11 +119,13 @@ impl Engine {
             return self.refuse_login(id, request_id, result.code, reason, retry_after_ms);
         }
 
+        let latest_broadcast = self.fan_outs.latest();
         let Some(connection) = self.get_mut(id) else { return };
         let or = |value, default| if value == 0 { default } else { value };
         let heartbeat_interval_ms = or(result.heartbeat_interval_ms, defaults.0);
         let idle_timeout_ms = or(result.idle_timeout_ms, defaults.1);
         connection.phase = Phase::Active;
+        connection.broadcasts_seen = latest_broadcast;
         connection.refusals = 0;
         connection.note_received(now);
         let claims = Claims {

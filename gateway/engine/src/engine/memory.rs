@@ -28,7 +28,7 @@ pub struct Memory {
     pub send: u64,
     /// Rooms, their lists of members, and the members' lists of rooms.
     pub rooms: u64,
-    /// What the owner is to do, and who waits for credit.
+    /// What the owner is to do, fan-outs under way, and who waits for credit.
     pub effects: u64,
     /// What waits for the link.
     pub link: u64,
@@ -72,7 +72,8 @@ impl Engine {
             receive: self.works.input_bytes() as u64,
             send: self.counters.send_queue_bytes,
             rooms: (self.rooms.bytes() + self.memberships.bytes()) as u64,
-            effects: (list_bytes(&self.effects) + list_bytes(&self.waiting)) as u64,
+            effects: (list_bytes(&self.effects) + list_bytes(&self.waiting) + self.fan_outs.bytes())
+                as u64,
             link: self.link.as_ref().map_or(0, Link::bytes) as u64,
         }
     }

@@ -1,8 +1,8 @@
 //! The engine: its state, and the calls its owner makes.
 //!
-//! The order of calls: whatever happened first, then [`Engine::poll_effect`] until it is empty
-//! and [`Engine::take_link_batch`] while there is room towards logic. [`Engine::tick`] is due at
-//! [`Engine::next_deadline_ms`]. No call is wrong at any time: one for a connection that is gone
+//! The order of calls in a turn of the owner's loop: whatever happened first, then [`Engine::tick`],
+//! [`Engine::poll_effect`] until it is empty, and [`Engine::take_link_batch`] while there is room
+//! towards logic. The next turn is due at [`Engine::next_deadline_ms`]. No call is wrong at any time: one for a connection that is gone
 //! is counted and ignored.
 //!
 //! Invariants: a session is in the phase `Active` and is reported ended exactly when it leaves
@@ -12,6 +12,7 @@
 mod closing;
 mod deadlines;
 mod draining;
+mod fan_out;
 mod forward;
 mod from_logic;
 mod inbound;
@@ -46,6 +47,7 @@ pub use memory::Memory;
 
 use closing::Farewell;
 use draining::Draining;
+use fan_out::FanOuts;
 
 /// What the JSON envelope adds to a body, generously.
 const TEXT_ENVELOPE_BYTES_MAX: usize = 256;
@@ -69,11 +71,14 @@ pub struct Engine {
     /// reach its limit before the number of all connections reaches its own.
     addresses: FxHashMap<u64, u32>,
     effects: VecDeque<Effect>,
+    fan_outs: FanOuts,
     counters: Counters,
     login_probe: Probe,
     request_probe: Probe,
     delivery_probe: Probe,
     link: Option<Link>,
+    /// Streams that were begun.
+    streams: u64,
     /// Links that are up while another one is in use; Hello was not sent on them.
     standby: Vec<LinkId>,
     /// Connections with a backlog, in the order in which they get credit. May name some that are
@@ -107,11 +112,13 @@ impl Engine {
             memberships: Memberships::new(),
             addresses: FxHashMap::default(),
             effects: VecDeque::new(),
+            fan_outs: FanOuts::default(),
             counters: Counters::default(),
             login_probe: Probe::default(),
             request_probe: Probe::default(),
             delivery_probe: Probe::default(),
             link: None,
+            streams: 0,
             standby: Vec::new(),
             waiting: VecDeque::new(),
             abandoned_logins: FxHashMap::default(),
@@ -213,9 +220,10 @@ impl Engine {
         self.connections.len() == 0
     }
 
-    /// The next thing to do. Effects of one connection are in order.
+    /// The next thing to do. Effects of one connection are in order. Of the sends of a fan-out it
+    /// gives at most [`Settings::sends_per_turn_max`] between two calls of [`Self::tick`].
     pub fn poll_effect(&mut self) -> Option<Effect> {
-        self.effects.pop_front()
+        self.effects.pop_front().or_else(|| self.next_deferred())
     }
 
     /// What happened so far and what is held now.
@@ -232,6 +240,7 @@ impl Engine {
             && self.works.is_empty()
             && self.addresses.is_empty()
             && self.effects.is_empty()
+            && self.fan_outs.is_empty()
             && self.abandoned_logins.is_empty()
             && self.link.is_none()
     }
@@ -290,6 +299,7 @@ impl Engine {
         if connection.queued_bytes(works) > 0 {
             if !connection.has(Facts::SEND_SCHEDULED) {
                 connection.set(Facts::SEND_SCHEDULED, true);
+                connection.set(Facts::SEND_DEFERRED, false);
                 self.effects.push_back(Effect::Send { connection: id, socket });
             }
         } else if connection.phase == Phase::Closing {

@@ -74,7 +74,19 @@ impl Shared {
         self.flags.contains(Flags::JSON) || self.body.is_empty()
     }
 
-    /// The encoded frame.
+    pub(super) const fn command(&self) -> u16 {
+        self.command
+    }
+
+    /// The encoded frame for a connection, or `None` if its form cannot carry the body.
+    pub(super) fn wire_for(
+        &mut self,
+        connection: &Connection,
+        works: &mut Works,
+    ) -> Option<SharedId> {
+        Some(self.wire(form(connection, self.is_json())?, works))
+    }
+
     fn wire(&mut self, form: Form, works: &mut Works) -> SharedId {
         let Self { command, flags, body, wires } = self;
         *wires[form as usize].get_or_insert_with(|| {
@@ -256,19 +268,27 @@ impl Engine {
 
     /// Queues a frame that many connections share.
     pub(super) fn push_shared(&mut self, id: ConnectionId, shared: &mut Shared) {
+        let command = shared.command;
         let Some((connection, works)) = self.parts(id) else { return };
-        let Some(form) = form(connection, shared.is_json()) else {
-            return self.cannot_carry(id, 0);
-        };
-        let wire = shared.wire(form, works);
+        match shared.wire_for(connection, works) {
+            Some(wire) => self.push_wire(id, wire, command),
+            None => self.cannot_carry(id, 0),
+        }
+    }
+
+    /// Queues what many connections share; its send is deferred.
+    pub(super) fn push_wire(&mut self, id: ConnectionId, wire: SharedId, command: u16) {
+        let Some((connection, works)) = self.parts(id) else { return };
         let bytes = works.wire(wire).len();
-        let nothing_waits = connection.work.is_none();
-        if !nothing_waits && !self.fits(id, bytes, shared.command) {
+        if !connection.work.is_none() && !self.fits(id, bytes, command) {
             return;
         }
         let Some((connection, works)) = self.parts(id) else { return };
         connection.push_shared(works, wire);
-        self.queued(id, bytes as u64);
+        let transport = connection.transport();
+        self.counters.send_queue_bytes += bytes as u64;
+        self.counters.traffic_mut(transport).messages_out += 1;
+        self.defer_send(id);
     }
 
     /// Lets `write` put whole frames into a connection's queue; returns how many bytes they are.
@@ -293,7 +313,7 @@ impl Engine {
     }
 
     /// A protobuf body for a connection that speaks JSON only: logic's mistake.
-    fn cannot_carry(&mut self, id: ConnectionId, request_id: u32) {
+    pub(super) fn cannot_carry(&mut self, id: ConnectionId, request_id: u32) {
         self.counters.drop_one(Dropped::Encoding);
         let code = Code::Internal;
         self.error(id, request_id, code, "the answer has no JSON form", 0);

@@ -72,6 +72,7 @@ impl Engine {
     /// Logic has decided about a newer token. A refusal leaves the session as it was.
     pub(super) fn refresh_result(&mut self, result: link::RefreshResult) {
         let id = ConnectionId::from_raw(result.session_id);
+        self.catch_up(id);
         if !self.is_active(id) {
             return self.counters.drop_one(Dropped::SessionUnknown);
         }

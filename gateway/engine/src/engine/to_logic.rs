@@ -40,6 +40,7 @@ impl Engine {
 
     fn begin_link(&mut self, link: LinkId) {
         let heartbeat_at_ms = self.now.monotonic_ms + self.heartbeat_interval_ms();
+        self.streams += 1;
         self.link = Some(Link::new(link, heartbeat_at_ms, self.identity.window));
     }
 

@@ -127,10 +127,22 @@ impl Harness {
         }
     }
 
+    /// One turn of an owner's loop, without the link.
+    pub fn turn(&mut self) {
+        self.engine.tick(self.now);
+        while let Some(effect) = self.engine.poll_effect() {
+            self.perform(effect);
+        }
+    }
+
     /// Carries out what the engine asks for until it asks for nothing.
     pub fn settle(&mut self) {
         loop {
             let mut idle = true;
+            if self.engine.is_fanning_out() {
+                idle = false;
+                self.turn();
+            }
             while let Some(effect) = self.engine.poll_effect() {
                 idle = false;
                 self.perform(effect);
@@ -383,6 +395,16 @@ impl Harness {
         let batch = ConnectResponse { sequence, credit: None, events };
         self.engine.from_logic(self.now, LINK, batch);
         self.settle();
+    }
+
+    /// Logic says several things at once, and nothing is carried out yet.
+    pub fn tell(&mut self, kinds: Vec<Kind>) {
+        let events: Vec<_> =
+            kinds.into_iter().map(|kind| LogicEvent { kind: Some(kind) }).collect();
+        let sequence = self.next_sequence;
+        self.next_sequence += events.len() as u64;
+        let batch = ConnectResponse { sequence, credit: None, events };
+        self.engine.from_logic(self.now, LINK, batch);
     }
 
     pub fn credit(&mut self, frames: u64, bytes: u64) {

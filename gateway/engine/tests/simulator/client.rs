@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use fastrand::Rng;
 use millrace_protocol::{
     command::{
-        self, DELIVER, ERROR, HEARTBEAT, LOGIN, LOGOUT, REFRESH, REPORT, ROOM_MESSAGE,
+        self, DELIVER, ERROR, HEARTBEAT, LOGIN, LOGOUT, NOTICE, REFRESH, REPORT, ROOM_MESSAGE,
         SEND_MESSAGE, TYPING, reply,
     },
     frame::{self, Flags, FrameReader},
@@ -248,7 +248,7 @@ impl Client {
     }
 
     fn hear(&mut self, command: u16, request_id: u32, body: &[u8]) {
-        if command == DELIVER || command == ROOM_MESSAGE {
+        if [DELIVER, ROOM_MESSAGE, NOTICE].contains(&command) {
             self.pushed.push(super::logic::number_of(body));
             return;
         }

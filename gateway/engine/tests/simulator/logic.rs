@@ -7,10 +7,10 @@ use bytes::Bytes;
 use fastrand::Rng;
 use millrace_protocol::{
     Code,
-    command::{DELIVER, REPORT, ROOM_MESSAGE, reply},
+    command::{DELIVER, NOTICE, REPORT, ROOM_MESSAGE, reply},
     link::{
-        CloseSession, ConnectRequest, ConnectResponse, Credit, Encoding, HelloReply, LogicEvent,
-        LoginResult, RefreshResult, RoomFrame, RoomMembership, SendFrame,
+        BroadcastFrame, CloseSession, ConnectRequest, ConnectResponse, Credit, Encoding,
+        HelloReply, LogicEvent, LoginResult, RefreshResult, RoomFrame, RoomMembership, SendFrame,
         gateway_event::Kind as Event, logic_event::Kind,
     },
 };
@@ -44,6 +44,8 @@ pub struct Logic {
     rooms: BTreeMap<String, BTreeSet<u64>>,
     /// Memberships that the gateway listed at the beginning of a stream.
     pub memberships_listed: u64,
+    /// By number: the sessions there were when a broadcast was queued.
+    broadcasts: BTreeMap<u64, Vec<u64>>,
     /// By session: the numbers in what was delivered to the engine for it, in order.
     pub pushed: BTreeMap<u64, Vec<u64>>,
     /// Ends heard of, by event or by the list.
@@ -68,6 +70,7 @@ impl Logic {
             next_push: 1,
             rooms: BTreeMap::new(),
             memberships_listed: 0,
+            broadcasts: BTreeMap::new(),
             pushed: BTreeMap::new(),
             ended: BTreeMap::new(),
             accepted: BTreeSet::new(),
@@ -302,6 +305,17 @@ impl Logic {
                     leave_session_ids,
                 }));
             }
+            19 | 20 => {
+                // Whoever logs in behind it in the stream is not meant.
+                let body = self.number();
+                self.broadcasts.insert(number_of(&body), ids);
+                self.outbox.push_back(Kind::BroadcastFrame(BroadcastFrame {
+                    command: u32::from(NOTICE),
+                    flags: 0,
+                    body_protobuf: body.clone(),
+                    body_json: body,
+                }));
+            }
             18 if random.u8(..4) == 0 => {
                 self.outbox.push_back(Kind::CloseSession(CloseSession {
                     session_id: one,
@@ -337,6 +351,12 @@ impl Logic {
                         if *member != frame.except_session_id {
                             self.pushed.entry(*member).or_default().push(number);
                         }
+                    }
+                }
+                Some(Kind::BroadcastFrame(frame)) => {
+                    let number = number_of(&frame.body_json);
+                    for session_id in self.broadcasts.remove(&number).into_iter().flatten() {
+                        self.pushed.entry(session_id).or_default().push(number);
                     }
                 }
                 Some(Kind::RoomMembership(change)) => {

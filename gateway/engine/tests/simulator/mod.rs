@@ -143,6 +143,8 @@ impl World {
             // Small, so that the walls are met.
             link_batch_events_max: 7,
             send_batch_bytes_max: 400,
+            sends_per_turn_max: 3,
+            broadcasts_max: 2,
             connections_max: weather.clients as u32 + 5,
             idle_timeout_ms: IDLE_TIMEOUT_MS,
             login_deadline_ms: LOGIN_DEADLINE_MS,
