@@ -361,6 +361,8 @@ impl ChatFleet {
             log.room_gaps.extend(self.members().filter_map(|one| one.owed_by_room(written)));
             let pulling = self.clients.iter().filter(|client| client.is_pulling());
             log.unasked.extend(pulling.map(Client::user));
+            // Pulls there was no time for: their users were not asked, and lack nothing for sure.
+            log.unasked.extend(std::iter::from_fn(|| slot.next_repair()).map(|repair| repair.user));
             slot.give_log(log);
         }
     }
