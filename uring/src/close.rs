@@ -3,6 +3,9 @@
 //! Closing a descriptor does not end what is pending on it in the kernel. So a close first cancels
 //! the receive and the send (or the connect) by their user data, waits for the last completion of
 //! each, closes then, and frees the slot when the close itself has completed.
+//!
+//! The kernel hands a shutdown on the ring to a thread of its own. An ordinary descriptor for
+//! shutdown(2) was tried and saves nothing (docs/measurements/capacity.md).
 
 use crate::connect::connect_tag;
 use crate::driver::Driver;
