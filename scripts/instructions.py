@@ -7,13 +7,15 @@
 
 Counts do not depend on how fast or busy the machine is. Each path is run twice, with different numbers of turns; the
 difference is what the turns cost, without the start of the program. The build is the release profile without LTO.
-Another compiler writes other instructions, so with another rustc than the baseline's the comparison only warns.
+Another compiler writes other instructions, and another C library or a processor without AVX2 copies memory with others,
+so where one of these is not the baseline's, the comparison only warns.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
 import re
 import shutil
 import subprocess
@@ -58,6 +60,14 @@ def count(binary, name, items):
     return (many - few) / (2 * turns * items)
 
 
+def made_with():
+    """What decides about the instructions besides our own code."""
+    rustc = subprocess.run(["rustc", "--version"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    copies = "with AVX2" if flags and "avx2" in flags.group(1).split() else "without AVX2"
+    return f"{rustc}, {' '.join(platform.libc_ver())}, {platform.machine()} {copies}"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--accept", action="store_true", help="write the baseline anew")
@@ -76,8 +86,8 @@ def main():
         counts = dict(zip(
             (name for name, _, _ in paths), pool.map(lambda path: count(binary, path[0], int(path[1])), paths)
         ))
-    rustc = subprocess.run(["rustc", "--version"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
-    known = json.loads(BASELINE.read_text()) if BASELINE.exists() else {"rustc": rustc, "instructions": {}}
+    here = made_with()
+    known = json.loads(BASELINE.read_text()) if BASELINE.exists() else {"made_with": here, "instructions": {}}
     baseline = known["instructions"]
 
     grown, missing, shrunk = [], [], []
@@ -96,17 +106,17 @@ def main():
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         counted = [{"name": name, "what": what, "instructions": round(counts[name], 1)} for name, _, what in paths]
-        arguments.json.write_text(json.dumps({"rustc": rustc, "paths": counted}, indent=2, ensure_ascii=False) + "\n")
+        arguments.json.write_text(json.dumps({"made_with": here, "paths": counted}, indent=2, ensure_ascii=False) + "\n")
     if arguments.accept:
         merged = {**baseline, **{name: round(value, 1) for name, value in counts.items()}}
         if not arguments.names:
             merged = {name: merged[name] for name, _, _ in paths}
-        BASELINE.write_text(json.dumps({"rustc": rustc, "instructions": merged}, indent=2) + "\n")
+        BASELINE.write_text(json.dumps({"made_with": here, "instructions": merged}, indent=2) + "\n")
         print(f"written: {BASELINE.relative_to(ROOT)}; commit it and say in the message why the counts changed")
         return 0
-    if known["rustc"] != rustc:
+    if known["made_with"] != here:
         print(
-            f"warning: the baseline was counted with {known['rustc']}, this is {rustc}: nothing is judged. "
+            f"warning: the baseline was counted with {known['made_with']}, this is {here}: nothing is judged. "
             "scripts/instructions.py --accept makes a baseline for it"
         )
         return 0
