@@ -30,7 +30,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         tonic_prost_build::configure()
             .build_transport(false)
             .bytes(".")
-            .codec_path("crate::codec::RoomyCodec")
             .compile_fds(descriptors)?;
     } else {
         prost_build::Config::new().bytes(["."]).compile_fds(descriptors)?;

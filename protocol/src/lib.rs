@@ -13,8 +13,6 @@
 //! - [`session`], [`chat`], [`link`], [`api`]: the protobuf messages
 
 pub mod code;
-#[cfg(feature = "grpc")]
-mod codec;
 pub mod command;
 pub mod frame;
 pub mod limits;
