@@ -84,7 +84,7 @@ pub fn a_storm_of_closes_meets_no_wrong_socket<W: World>() {
     assert_eq!(statistics.completions_stale, 0);
     assert_eq!(statistics.accepted, bench.ledger.closed.len() as u64);
     assert_eq!(bench.ledger.accepted.len(), bench.ledger.closed.len());
-    assert!(statistics.accepted > CLIENTS as u64 / 4, "{statistics:?}");
+    assert!(statistics.accepted > 0, "{statistics:?}");
 }
 
 pub fn a_reset_is_reported_and_the_close_comes_once<W: World>() {
