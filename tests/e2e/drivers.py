@@ -79,7 +79,7 @@ def heartbeats(driver, flat_out, arguments, folder):
             [
                 *(str(word) for word in tiers.load_generator("idle")), "--connections", str(arguments.connections),
                 "--websocket-share", "1", "--threads", "1", "--ramp-rate", "8000", "--flat-out", str(flat_out),
-                "--duration", f"{arguments.seconds}s", "--json", str(report), "--quiet", "--allow-late",
+                "--duration", f"{arguments.seconds}s", "--json", str(report), "--quiet",
             ],
             preexec_fn=on_core(OTHER_CORE), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
