@@ -31,14 +31,15 @@ SECONDS_MAX = 300
 FAULTS = {
     "a queued frame is dropped": (
         "engine/outbound.rs",
-        "        let (envelope, payload) = shared.payload(form);\n        let Some(connection) = self.get_mut(id)",
+        "        if !connection.work.is_none() && !self.fits(id, bytes, command) {",
         "        if self.counters.sessions_ended.iter().sum::<u64>() % 16 == 3 {\n            return;\n        }\n"
-        "        let (envelope, payload) = shared.payload(form);\n        let Some(connection) = self.get_mut(id)",
+        "        let Some((connection, _)) = self.parts(id) else { return };\n"
+        "        if !connection.work.is_none() && !self.fits(id, bytes, command) {",
     ),
     "two sends are reordered": (
         "transport/outbound.rs",
-        "        queue.segments.push_back(Segment::Shared {",
-        "        queue.segments.push_front(Segment::Shared {",
+        "        self.rest.push_back(Segment::Shared(wire.clone()));",
+        "        self.rest.push_front(Segment::Shared(wire.clone()));",
     ),
     "two sends are under way at once": (
         "engine/mod.rs",
@@ -97,13 +98,13 @@ FAULTS = {
     ),
     "a member that takes over another's place is not told": (
         "engine/from_logic.rs",
-        "            moved.apply(connection.rooms_mut());",
-        "            let _ = (moved, connection.rooms_mut());",
+        "            self.memberships.apply(connection.rooms, moved);",
+        "            let _ = (moved, connection.rooms);",
     ),
     "an ended session stays in its rooms": (
         "engine/closing.rs",
-        "            && let Some(last) = connection.rooms().len().checked_sub(1)\n",
-        "            && let Some(last) = connection.rooms().len().checked_sub(2)\n",
+        "        for last in (0..held).rev() {",
+        "        for last in (1..held).rev() {",
     ),
     "the sender hears its own room message": (
         "engine/from_logic.rs",
@@ -144,9 +145,9 @@ FAULTS = {
     "an old id reaches the new owner of its slot": (
         "slab.rs",
         "            Entry::Used(value) if found.generation == generation => Some(value),\n            _ => None,\n        }\n    }\n\n"
-        "    /// The generation that lives",
+        "    /// The entry in a slot, for whoever owns the slot and",
         "            Entry::Used(value) if found.generation >= generation => Some(value),\n            _ => None,\n        }\n    }\n\n"
-        "    /// The generation that lives",
+        "    /// The entry in a slot, for whoever owns the slot and",
     ),
     "a slot is leaked": (
         "slab.rs",
@@ -155,18 +156,18 @@ FAULTS = {
     ),
     "the wrong peer's count is kept": (
         "engine/mod.rs",
-        "            if *count == 0 {\n                self.addresses.remove(&key);",
-        "            if *count == 1 {\n                self.addresses.remove(&key);",
+        "                if *count == 0 {\n                    self.addresses.remove(&key);",
+        "                if *count == 1 {\n                    self.addresses.remove(&key);",
     ),
     "the silent are never closed": (
         "engine/deadlines.rs",
-        "connection.silence_ms(now) >= connection.idle_timeout_ms",
-        "connection.silence_ms(now) == u32::MAX",
+        "silence_ms >= times.idle_timeout_ms",
+        "silence_ms == u32::MAX",
     ),
     "those who speak are closed as silent": (
         "engine/deadlines.rs",
-        "connection.silence_ms(now) >= connection.idle_timeout_ms",
-        "connection.silence_ms(now) >= connection.idle_timeout_ms / 512",
+        "silence_ms >= times.idle_timeout_ms",
+        "silence_ms >= times.idle_timeout_ms / 512",
     ),
     "nobody has to log in": (
         "engine/deadlines.rs",
@@ -183,6 +184,26 @@ FAULTS = {
         "            self.delivery_probe.end(id.raw(), 0, now_ms, durations);\n        }\n        self.settle(id);",
         "            self.delivery_probe.end(id.raw(), 0, now_ms, durations);\n        }\n"
         "        if self.is_open(id) {\n            return;\n        }\n        self.settle(id);",
+    ),
+    "a broadcast passes sessions over": (
+        "engine/fan_out.rs",
+        "            (round, slot + 1)\n",
+        "            (round, slot + 2)\n",
+    ),
+    "a frame overtakes a broadcast": (
+        "engine/from_logic.rs",
+        "            self.catch_up(id);\n            if !self.is_active(id) {",
+        "            if !self.is_active(id) {",
+    ),
+    "a broadcast reaches who logged in after it": (
+        "engine/login.rs",
+        "connection.broadcasts_seen = latest_broadcast;",
+        "connection.broadcasts_seen = latest_broadcast.wrapping_sub(1);",
+    ),
+    "a deferred send is forgotten": (
+        "engine/fan_out.rs",
+        "        self.fan_outs.deferred.push_back(id);",
+        "        if id.slot() % 8 != 3 {\n            self.fan_outs.deferred.push_back(id);\n        }",
     ),
 }
 

@@ -146,6 +146,8 @@ impl World {
             sends_per_turn_max: 3,
             broadcasts_max: 2,
             connections_max: weather.clients as u32 + 5,
+            // Counted, because it is below the other; never reached.
+            connections_per_address_max: weather.clients as u32 + 4,
             idle_timeout_ms: IDLE_TIMEOUT_MS,
             login_deadline_ms: LOGIN_DEADLINE_MS,
             linger_ms: LINGER_MS,
