@@ -146,11 +146,13 @@ fn write_number(out: &mut Vec<u8>, mut number: u64) {
 }
 
 fn read_number(rest: &mut &[u8]) -> u64 {
-    let mut number = 0;
-    for shift in (0..64).step_by(7) {
-        let Some((byte, after)) = rest.split_first() else { break };
+    let (mut number, mut shift) = (0, 0);
+    while let Some((byte, after)) = rest.split_first()
+        && shift < u64::BITS
+    {
         *rest = after;
         number |= u64::from(byte & 0x7F) << shift;
+        shift += 7;
         if byte & 0x80 == 0 {
             break;
         }

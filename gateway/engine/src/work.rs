@@ -15,8 +15,8 @@ use crate::{
     transport::{Queue, SendQueue, WebSocketInput},
 };
 
-/// Buffers that are kept to be used again, and the largest of them.
-const SPARE_BUFFERS_MAX: usize = 64;
+/// Works that are kept to be used again, and the largest buffer one may keep.
+const SPARE_WORKS_MAX: usize = 64;
 const SPARE_BUFFER_BYTES_MAX: usize = 1024;
 
 /// What a connection has going on.
@@ -91,6 +91,14 @@ struct Work {
 }
 
 impl Work {
+    /// Bytes of the buffers that it has kept.
+    fn buffer_bytes(&self) -> usize {
+        self.queue.buffer_bytes()
+            + self.backlog.capacity() * size_of::<Waiting>()
+            + self.requests.capacity() * size_of::<u32>()
+    }
+
+    #[inline]
     fn is_at_rest(&self) -> bool {
         self.queue.is_empty()
             && self.input.is_none()
@@ -115,8 +123,9 @@ struct SharedFrame {
 pub(crate) struct Works {
     works: Slab<Work>,
     shared: Slab<SharedFrame>,
-    /// Buffers of queues that have run empty.
-    spare: Vec<Vec<u8>>,
+    /// Works at rest that nobody owns; they keep their place and a small buffer, because most
+    /// connections need one for the length of one answer.
+    spare: Vec<u32>,
     /// Bytes held for unfinished input.
     input_bytes: usize,
 }
@@ -135,7 +144,7 @@ impl Works {
 
     /// Whether nobody has anything going on.
     pub(crate) const fn is_empty(&self) -> bool {
-        self.works.len() == 0 && self.shared.len() == 0
+        self.works.len() as usize == self.spare.len() && self.shared.len() == 0
     }
 
     /// Bytes held for unfinished input.
@@ -145,9 +154,10 @@ impl Works {
 
     /// Bytes of memory, without what is queued or unfinished.
     pub(crate) fn bytes(&self) -> usize {
-        let spare: usize = self.spare.iter().map(Vec::capacity).sum();
-        let list = self.spare.capacity() * size_of::<Vec<u8>>();
-        self.works.bytes() + self.shared.bytes() + spare + list
+        let spare = self.spare.iter().filter_map(|slot| self.works.at(*slot));
+        let buffers: usize = spare.map(Work::buffer_bytes).sum();
+        let list = self.spare.capacity() * size_of::<u32>();
+        self.works.bytes() + self.shared.bytes() + buffers + list
     }
 
     /// Keeps a frame for many; the caller is its first user.
@@ -181,14 +191,18 @@ impl Works {
     /// The connection's work; makes it if there is none.
     fn open(&mut self, id: &mut WorkId) -> &mut Work {
         if id.work().is_none() {
-            let mut queue = Queue::with_buffer(self.spare.pop().unwrap_or_default());
-            if let Some(shared) = id.shared() {
-                queue.push_shared(self.wire(shared));
-                self.release(shared);
-            }
-            let work = Work { queue, ..Work::default() };
-            let (slot, _) = self.works.insert(work).expect("one a connection at most");
+            let slot = match self.spare.pop() {
+                Some(slot) => slot,
+                None => self.works.insert(Work::default()).expect("one a connection at most").0,
+            };
+            let shared = id.shared();
             *id = WorkId(slot);
+            if let Some(shared) = shared {
+                let wire = self.wire(shared).clone();
+                self.release(shared);
+                let work = self.works.at_mut(slot).expect("made or found above");
+                work.queue.push_shared(&wire);
+            }
         }
         self.get_mut(*id).expect("made above, or kept until its owner is at rest")
     }
@@ -196,16 +210,12 @@ impl Works {
     /// Takes the work away if nothing is left of it.
     fn rest(&mut self, id: &mut WorkId) {
         let Some(slot) = id.work() else { return };
-        if !self.works.at(slot).is_some_and(Work::is_at_rest) {
-            return;
-        }
+        let Some(work) = self.works.at(slot).filter(|work| work.is_at_rest()) else { return };
         *id = WorkId::NONE;
-        if let Some(work) = self.works.take(slot) {
-            let buffer = work.queue.into_buffer();
-            let is_small = (1..=SPARE_BUFFER_BYTES_MAX).contains(&buffer.capacity());
-            if is_small && self.spare.len() < SPARE_BUFFERS_MAX {
-                self.spare.push(buffer);
-            }
+        if self.spare.len() < SPARE_WORKS_MAX && work.buffer_bytes() <= SPARE_BUFFER_BYTES_MAX {
+            self.spare.push(slot);
+        } else {
+            self.works.take(slot);
         }
     }
 }
@@ -447,7 +457,7 @@ mod tests {
             let (mut idle, mut busy) = (connection(), connection());
             let shared = works.share(Bytes::from(vec![1; length]));
             idle.push_shared(&mut works, shared);
-            assert_eq!(works.works.len(), 0, "an idle member costs a reference");
+            assert_eq!(works.works.len() as usize, works.spare.len(), "it costs a reference");
             busy.push_shared(&mut works, shared);
             works.release(shared);
             let mut queue = ConnectionQueue { connection: &mut busy, works: &mut works };
@@ -465,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn buffers_are_used_again_and_the_reserve_is_bounded() {
+    fn works_are_used_again_and_the_reserve_is_bounded() {
         let mut works = Works::new();
         let mut many: Vec<Connection> = (0..1000).map(|_| connection()).collect();
         for connection in &mut many {
@@ -476,6 +486,7 @@ mod tests {
             assert!(connection.take_queue(&mut works, &mut Vec::new(), 1000));
         }
         assert!(works.is_empty());
-        assert_eq!(works.spare.len(), super::SPARE_BUFFERS_MAX);
+        assert_eq!(works.spare.len(), super::SPARE_WORKS_MAX);
+        assert_eq!(works.works.len() as usize, super::SPARE_WORKS_MAX);
     }
 }

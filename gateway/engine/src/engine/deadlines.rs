@@ -7,7 +7,7 @@ use crate::{
     Now,
     connection::{Facts, Phase},
     effect::ConnectionId,
-    identity::Identity,
+    identity::{Identity, Times},
 };
 
 impl Engine {
@@ -58,7 +58,8 @@ impl Engine {
                 } else if silence_ms >= times.idle_timeout_ms {
                     self.end_for(id, Code::IdleTimeout);
                 } else {
-                    self.arm_active(id);
+                    let deadline_ms = next_deadline_ms(now, times, silence_ms);
+                    self.timers.arm(id.slot(), deadline_ms);
                 }
             }
             Phase::Closing => self.emit_close(id),
@@ -76,12 +77,16 @@ impl Engine {
         let now = self.now;
         let Some(connection) = self.get(id) else { return };
         let Some(times) = Identity::times(self.identities.get(connection.identity)) else { return };
-        let idle_in = times.idle_timeout_ms.saturating_sub(connection.silence_ms(now));
-        let mut due_in = u64::from(idle_in);
-        if times.expires_at_ms != 0 {
-            let expires_in = times.expires_at_ms.saturating_sub(now.unix_ms);
-            due_in = due_in.min(u64::try_from(expires_in).unwrap_or(0));
-        }
-        self.timers.arm(id.slot(), now.monotonic_ms + due_in);
+        let deadline_ms = next_deadline_ms(now, times, connection.silence_ms(now));
+        self.timers.arm(id.slot(), deadline_ms);
     }
+}
+
+fn next_deadline_ms(now: Now, times: Times, silence_ms: u32) -> u64 {
+    let mut due_in = u64::from(times.idle_timeout_ms.saturating_sub(silence_ms));
+    if times.expires_at_ms != 0 {
+        let expires_in = times.expires_at_ms.saturating_sub(now.unix_ms);
+        due_in = due_in.min(u64::try_from(expires_in).unwrap_or(0));
+    }
+    now.monotonic_ms + due_in
 }

@@ -152,11 +152,15 @@ impl Engine {
     }
 
     /// Gives a session the broadcasts that came before what it is to get now.
+    #[inline]
     pub(super) fn catch_up(&mut self, id: ConnectionId) {
-        let under_way = self.fan_outs.broadcasts.len();
-        if under_way == 0 {
-            return;
+        if !self.fan_outs.broadcasts.is_empty() {
+            self.give_missing(id);
         }
+    }
+
+    fn give_missing(&mut self, id: ConnectionId) {
+        let under_way = self.fan_outs.broadcasts.len();
         let latest = self.fan_outs.latest;
         let Some(connection) = self.get_mut(id).filter(|connection| connection.is_active()) else {
             return;

@@ -179,16 +179,9 @@ impl Queue {
         std::mem::take(&mut self.bytes)
     }
 
-    /// An empty queue that writes into this buffer.
-    pub(crate) fn with_buffer(buffer: Vec<u8>) -> Self {
-        debug_assert!(buffer.is_empty());
-        Self { first: buffer, ..Self::default() }
-    }
-
-    /// The buffer of an empty queue, to be used again.
-    pub(crate) fn into_buffer(mut self) -> Vec<u8> {
-        self.first.clear();
-        self.first
+    /// Bytes of the buffers that an empty queue keeps.
+    pub(crate) fn buffer_bytes(&self) -> usize {
+        self.first.capacity() + self.rest.capacity() * size_of::<Segment>()
     }
 }
 
