@@ -45,10 +45,7 @@ impl Kind {
     /// Whether this program was built with it.
     #[must_use]
     pub const fn is_built_in(self) -> bool {
-        match self {
-            Self::Glommio => cfg!(feature = "glommio"),
-            _ => true,
-        }
+        !matches!(self, Self::Glommio) || cfg!(feature = "glommio")
     }
 
     /// Whether each socket is a descriptor of the process, so that RLIMIT_NOFILE bounds the sockets
