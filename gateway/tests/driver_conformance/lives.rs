@@ -242,7 +242,8 @@ pub fn a_full_table_lets_clients_wait_and_resets_nobody<W: World>() {
         bench.turn();
         assert!(bench.driver.sockets() <= 10, "the spare entries stay free");
     }
-    assert!(bench.driver.statistics().accept_paused > 0);
+    // When it is noticed depends on the world: a client may be late in it, or an accept fail first.
+    bench.until("accepting pauses", |bench| bench.driver.statistics().accept_paused > 0);
     let mut answered = 0;
     bench.until("everybody was served", |bench| {
         let ids: Vec<SocketId> = bench.ledger.lives.keys().copied().collect();
