@@ -121,10 +121,12 @@ pub struct Bench<W: World> {
 
 impl<W: World> Bench<W> {
     pub fn new(options: Options) -> Self {
-        let seed = std::env::var("MILLRACE_SEED")
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .unwrap_or_else(|| fastrand::u64(..));
+        // The same without being told; MILLRACE_SEED=random looks for what that one does not show.
+        let seed = match std::env::var("MILLRACE_SEED").as_deref() {
+            Ok("random") => fastrand::u64(..),
+            Ok(text) => text.parse().expect("MILLRACE_SEED is a number, or random"),
+            Err(_) => 1,
+        };
         eprintln!("MILLRACE_SEED={seed}");
         let world = W::new(seed);
         let driver = world.driver(options);

@@ -3,7 +3,7 @@
 //! simulation, calm and with faults.
 //!
 //! The clients never wait, so that one thread plays both sides and the simulation's virtual clock
-//! takes part. Random choices follow from a seed that is printed; MILLRACE_SEED repeats one.
+//! takes part. Random choices follow from a seed that is printed; MILLRACE_SEED repeats one, MILLRACE_SEED=random takes a new one.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
