@@ -99,7 +99,7 @@ impl Handler for Echo {
 
 fn server(words: &[String], arguments: &Arguments) -> io::Result<()> {
     let counters: Arc<[AtomicU64; 3]> = Arc::default();
-    let (sender, receiver) = std::sync::mpsc::channel();
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
     let thread_counters = Arc::clone(&counters);
     let options = Options {
         rings: arguments.rings,

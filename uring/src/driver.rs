@@ -6,7 +6,6 @@
 use std::io;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::accept::Listener;
@@ -20,7 +19,7 @@ use crate::send::Sending;
 use crate::slab::Slab;
 use crate::socket::{SocketTable, Stage};
 use crate::wake::Bell;
-use crate::{Handler, ListenerId, Options, SocketId, Statistics, Waker};
+use crate::{Handler, Nobody, Options, SocketId, Statistics, Waker};
 
 /// Completions taken out of the queue at a time.
 const BATCH_MAX: usize = 256;
@@ -295,19 +294,4 @@ impl Drop for Driver {
         }
         // Otherwise it leaks, which is safe: the kernel may still write to it.
     }
-}
-
-/// Hears what happens while a driver is dropped.
-struct Nobody;
-
-impl Handler for Nobody {
-    fn accepted(&mut self, _: SocketId, _: ListenerId, _: SocketAddr) -> u64 {
-        0
-    }
-    fn connected(&mut self, _: SocketId, _: u64, _: io::Result<()>) {}
-    fn received(&mut self, _: SocketId, _: u64, _: &mut [u8]) {}
-    fn receive_ended(&mut self, _: SocketId, _: u64, _: io::Result<()>) {}
-    fn sent(&mut self, _: SocketId, _: u64, _: io::Result<()>) {}
-    fn closed(&mut self, _: SocketId, _: u64) {}
-    fn woken(&mut self) {}
 }

@@ -39,3 +39,19 @@ pub trait Handler {
     /// A [`Waker`](crate::Waker) was used since the last call; several uses may make one call.
     fn woken(&mut self);
 }
+
+/// Hears what happens and does nothing about it: for a driver that is being dropped.
+#[derive(Clone, Copy, Debug)]
+pub struct Nobody;
+
+impl Handler for Nobody {
+    fn accepted(&mut self, _: SocketId, _: ListenerId, _: SocketAddr) -> u64 {
+        0
+    }
+    fn connected(&mut self, _: SocketId, _: u64, _: io::Result<()>) {}
+    fn received(&mut self, _: SocketId, _: u64, _: &mut [u8]) {}
+    fn receive_ended(&mut self, _: SocketId, _: u64, _: io::Result<()>) {}
+    fn sent(&mut self, _: SocketId, _: u64, _: io::Result<()>) {}
+    fn closed(&mut self, _: SocketId, _: u64) {}
+    fn woken(&mut self) {}
+}

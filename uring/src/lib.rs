@@ -49,7 +49,7 @@ mod wake;
 
 pub use accept::ListenerId;
 pub use driver::Driver;
-pub use handler::Handler;
+pub use handler::{Handler, Nobody};
 pub use options::{Options, Placement};
 pub use socket::SocketId;
 pub use statistics::Statistics;

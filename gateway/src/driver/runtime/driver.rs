@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use millrace_uring::{Handler, ListenerId, Options, SocketId, Statistics};
+use millrace_uring::{Handler, ListenerId, Nobody, Options, SocketId, Statistics};
 
 use super::{
     Bell, Runtime,
@@ -326,19 +326,4 @@ impl<R: Runtime> Drop for RuntimeDriver<R> {
         // The kernel closes what is left when the runtime goes.
         let _left = self.leave();
     }
-}
-
-/// Hears what happens while a driver is dropped.
-struct Nobody;
-
-impl Handler for Nobody {
-    fn accepted(&mut self, _: SocketId, _: ListenerId, _: SocketAddr) -> u64 {
-        0
-    }
-    fn connected(&mut self, _: SocketId, _: u64, _: io::Result<()>) {}
-    fn received(&mut self, _: SocketId, _: u64, _: &mut [u8]) {}
-    fn receive_ended(&mut self, _: SocketId, _: u64, _: io::Result<()>) {}
-    fn sent(&mut self, _: SocketId, _: u64, _: io::Result<()>) {}
-    fn closed(&mut self, _: SocketId, _: u64) {}
-    fn woken(&mut self) {}
 }
