@@ -97,6 +97,24 @@ codes! {
     PeerGone = 21, "peer_gone", Reconnect, "The peer's connection ended.";
     /// The object exists already.
     AlreadyExists = 22, "already_exists", Stay, "The object exists already.";
+    /// A message to somebody who is no friend, where only friends may write.
+    NotFriends = 23, "not_friends", Stay, "Only friends of this user may do this.";
+    /// The other user has blocked the sender.
+    Blocked = 24, "blocked", Stay, "This user does not take messages from you.";
+    /// The sender may not speak in this group at the moment, or nobody may.
+    Muted = 25, "muted", Stay, "You may not speak here at the moment.";
+    /// A member without the role that the act needs.
+    RoleTooLow = 26, "role_too_low", Stay, "Your role in this group does not allow this.";
+    /// The time in which this was allowed is over.
+    TooLate = 27, "too_late", Stay, "The time in which this was allowed is over.";
+    /// A word of the message is on the list of words that are not let through.
+    WordBlocked = 28, "word_blocked", Stay, "The message holds a word that is not allowed here.";
+    /// The timestamp is outside the window, or the nonce was used before.
+    Replayed = 29, "replayed", Stay, "This request was seen before, or its time is outside the window.";
+    /// The multi-device policy gave this session's place to another device.
+    Replaced = 30, "replaced", Stay, "Another device took the place of this session.";
+    /// Wrong name or password.
+    BadCredentials = 31, "bad_credentials", Stay, "The name or the password is wrong.";
 }
 
 impl Code {

@@ -180,8 +180,18 @@ impl UserService for Door {
 /// The status that fits a refusal, with our code and, if there is one, the delay as metadata.
 fn status(refused: &Refused) -> Status {
     let code = match refused.code {
-        Code::NotLoggedIn | Code::BadToken | Code::TokenExpired => tonic::Code::Unauthenticated,
-        Code::NotPermitted => tonic::Code::PermissionDenied,
+        Code::NotLoggedIn
+        | Code::BadToken
+        | Code::TokenExpired
+        | Code::BadCredentials
+        | Code::Replayed => tonic::Code::Unauthenticated,
+        Code::NotPermitted
+        | Code::NotFriends
+        | Code::Blocked
+        | Code::Muted
+        | Code::RoleTooLow
+        | Code::WordBlocked => tonic::Code::PermissionDenied,
+        Code::TooLate => tonic::Code::FailedPrecondition,
         Code::NotFound => tonic::Code::NotFound,
         Code::AlreadyExists | Code::AlreadyLoggedIn => tonic::Code::AlreadyExists,
         Code::BadFrame
@@ -196,6 +206,7 @@ fn status(refused: &Refused) -> Status {
         | Code::IdleTimeout
         | Code::SlowConsumer
         | Code::Kicked
+        | Code::Replaced
         | Code::Internal
         | Code::PeerGone => tonic::Code::Internal,
     };

@@ -310,10 +310,19 @@ fn json<T: Serialize>(status: StatusCode, message: &T) -> Response {
 const fn status_of(code: Code) -> StatusCode {
     match code {
         Code::Ok => StatusCode::OK,
-        Code::NotLoggedIn | Code::BadToken | Code::TokenExpired => StatusCode::UNAUTHORIZED,
-        Code::NotPermitted => StatusCode::FORBIDDEN,
+        Code::NotLoggedIn
+        | Code::BadToken
+        | Code::TokenExpired
+        | Code::BadCredentials
+        | Code::Replayed => StatusCode::UNAUTHORIZED,
+        Code::NotPermitted
+        | Code::NotFriends
+        | Code::Blocked
+        | Code::Muted
+        | Code::RoleTooLow
+        | Code::WordBlocked => StatusCode::FORBIDDEN,
         Code::NotFound => StatusCode::NOT_FOUND,
-        Code::AlreadyExists | Code::AlreadyLoggedIn => StatusCode::CONFLICT,
+        Code::AlreadyExists | Code::AlreadyLoggedIn | Code::TooLate => StatusCode::CONFLICT,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         Code::LogicUnavailable | Code::Draining | Code::OverCapacity => {
@@ -326,6 +335,7 @@ const fn status_of(code: Code) -> StatusCode {
         | Code::IdleTimeout
         | Code::SlowConsumer
         | Code::Kicked
+        | Code::Replaced
         | Code::Internal
         | Code::PeerGone => StatusCode::INTERNAL_SERVER_ERROR,
     }
