@@ -1,28 +1,26 @@
 //! Compiles the `.proto` files without `protoc`: protox parses them, prost writes the messages,
 //! pbjson the JSON mapping, and, with the feature `grpc`, tonic the services.
 
-use std::path::PathBuf;
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use prost::Message;
-
-const FILES: [&str; 4] = [
-    "millrace/session/v1/session.proto",
-    "millrace/chat/v1/chat.proto",
-    "millrace/link/v1/link.proto",
-    "millrace/api/v1/api.proto",
-];
 
 /// The link never travels as JSON; its messages need no serde.
 const JSON_PACKAGES: [&str; 3] = [".millrace.session", ".millrace.chat", ".millrace.api"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("proto");
-    for file in FILES {
-        println!("cargo:rerun-if-changed={}", root.join(file).display());
-    }
+    // Every file of the tree belongs to one of the four packages.
+    let mut files = Vec::new();
+    find(&root, &mut files)?;
+    files.sort();
+    println!("cargo:rerun-if-changed={}", root.display());
     println!("cargo:rerun-if-changed=build.rs");
 
-    let descriptors = protox::compile(FILES, [&root])?;
+    let descriptors = protox::compile(&files, [&root])?;
     let encoded = descriptors.encode_to_vec();
 
     if std::env::var_os("CARGO_FEATURE_GRPC").is_some() {
@@ -41,5 +39,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .emit_fields()
         .ignore_unknown_fields()
         .build(&JSON_PACKAGES)?;
+    Ok(())
+}
+
+fn find(folder: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            find(&path, files)?;
+        } else if path.extension().is_some_and(|extension| extension == "proto") {
+            files.push(path);
+        }
+    }
     Ok(())
 }

@@ -58,6 +58,7 @@ pub struct Tables {
     keyspaces: Vec<Keyspace>,
     directory: PathBuf,
     free_bytes_min: u64,
+    memtable_bytes_max: u64,
     _lock: File,
 }
 
@@ -88,6 +89,7 @@ impl Tables {
             keyspaces,
             directory: directory.clone(),
             free_bytes_min: options.free_bytes_min,
+            memtable_bytes_max: options.memtable_bytes_max,
             _lock: lock,
         })
     }
@@ -128,6 +130,35 @@ impl Tables {
             }
         }
         batch.insert(self.keyspace(Table::Conversations), VERSION_KEY, version.to_be_bytes());
+        batch.commit().map_err(failed)
+    }
+
+    /// A table of another matter, made if it is not there; see [`side`](super::side).
+    pub fn side(&self, name: &str) -> Result<Keyspace, StoreError> {
+        let options =
+            || KeyspaceCreateOptions::default().max_memtable_size(self.memtable_bytes_max);
+        self.database.keyspace(name, options).map_err(failed)
+    }
+
+    /// A view of everything, for the tables of other matters.
+    pub fn side_snapshot(&self) -> Snapshot {
+        self.database.snapshot()
+    }
+
+    /// Writes the changes of one side table as one batch; durable (fdatasync) on return.
+    pub fn commit_side(
+        &self,
+        keyspace: &Keyspace,
+        changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    ) -> Result<(), StoreError> {
+        self.check_space()?;
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncData));
+        for (key, value) in changes {
+            match value {
+                Some(value) => batch.insert(keyspace, key, value),
+                None => batch.remove(keyspace, key),
+            }
+        }
         batch.commit().map_err(failed)
     }
 
@@ -213,7 +244,7 @@ pub fn corrupt(table: Table, error: DecodeError) -> StoreError {
     StoreError::Corrupt(format!("a row of table {}: {error}", table.name()))
 }
 
-fn failed(error: fjall::Error) -> StoreError {
+pub fn failed(error: fjall::Error) -> StoreError {
     match error {
         fjall::Error::Io(error) if error.kind() == io::ErrorKind::StorageFull => {
             StoreError::Full(error.to_string())

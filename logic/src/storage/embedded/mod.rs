@@ -6,6 +6,7 @@
 //! - `transaction`: what a write does
 //! - `writer`: the thread that commits
 //! - `reader`: the questions
+//! - `side`: tables of matters that need not be atomic with messages, in the same database
 //!
 //! # Fan-out
 //! A message to a group writes one pointer row per member, so that a user who comes online finds
@@ -39,8 +40,10 @@ use async_trait::async_trait;
 use millrace_protocol::chat;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+pub use self::side::{SideRows, SideTable, SideWrites};
 use self::{
     database::Tables,
+    side::Sides,
     writer::{Commit, MembersCache, Shared},
 };
 use super::{ConversationPage, Members, Outcome, Page, Store, StoreError, Write};
@@ -51,6 +54,7 @@ mod encoding;
 mod keys;
 mod reader;
 mod rows;
+mod side;
 #[cfg(test)]
 mod tests;
 mod transaction;
@@ -108,7 +112,8 @@ impl Options {
 /// also waits for that and says how it went.
 pub struct EmbeddedStore {
     commits: Mutex<Option<mpsc::Sender<Commit>>>,
-    tables: RwLock<Option<Arc<Tables>>>,
+    tables: Arc<RwLock<Option<Arc<Tables>>>>,
+    sides: Arc<Sides>,
     shared: Arc<Shared>,
     reads: Arc<Semaphore>,
     reads_in_flight_max: u32,
@@ -139,14 +144,25 @@ impl EmbeddedStore {
                 .spawn(move || writer::run(tables, shared, &options, receiver))
                 .map_err(|error| StoreError::Io("starting the writer".into(), error))?
         };
+        let tables = Arc::new(RwLock::new(Some(tables)));
         Ok(Self {
             commits: Mutex::new(Some(sender)),
-            tables: RwLock::new(Some(tables)),
+            sides: Arc::new(Sides::new(tables.clone())),
+            tables,
             shared,
             reads: Arc::new(Semaphore::new(reads_in_flight_max as usize)),
             reads_in_flight_max,
             writer: Mutex::new(Some(writer)),
         })
+    }
+
+    /// A table of another matter in the same database, made if it is not there. It closes with the
+    /// store. Names are the matter's own: one table, one owner.
+    ///
+    /// # Errors
+    /// What the engine refuses.
+    pub fn side(&self, name: &'static str) -> Result<SideTable, StoreError> {
+        SideTable::open(&self.sides, name)
     }
 
     /// Answers a question on a thread that may block, at most `reads_in_flight_max` at once.
@@ -278,6 +294,7 @@ impl Store for EmbeddedStore {
             all.forget();
         }
         self.reads.close();
+        self.sides.close().await;
         let tables = self.tables.write().unwrap_or_else(PoisonError::into_inner).take();
         // The last owner: the engine's threads end here, and the directory is free.
         tokio::task::spawn_blocking(move || drop(tables)).await.ok();
