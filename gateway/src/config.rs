@@ -94,6 +94,8 @@ pub struct ConnectionsSection {
     pub login_deadline: Duration,
     /// Without a complete frame.
     pub idle_timeout: Duration,
+    /// How long a session outlives its token, for a REFRESH that comes late.
+    pub token_grace: Duration,
     /// How often clients are asked to send HEARTBEAT.
     pub heartbeat_interval: Duration,
     /// For a farewell to be read.
@@ -266,6 +268,7 @@ impl Default for ConnectionsSection {
             body_bytes_max: ByteSize::from_bytes(settings.body_bytes_max.into()),
             login_deadline: Duration::from_millis(settings.login_deadline_ms.into()),
             idle_timeout: Duration::from_millis(settings.idle_timeout_ms.into()),
+            token_grace: Duration::from_millis(settings.token_grace_ms.into()),
             heartbeat_interval: Duration::from_millis(settings.heartbeat_interval_ms.into()),
             linger: Duration::from_millis(settings.linger_ms.into()),
             send_queue_bytes_max: ByteSize::from_bytes(settings.send_queue_bytes_max as u64),
@@ -452,6 +455,11 @@ impl Config {
             "must be below idle_timeout, else every client is idle",
         )?;
         require(
+            connections.token_grace <= Duration::from_secs(86_400),
+            "connections.token_grace",
+            "must be at most 24h",
+        )?;
+        require(
             connections.linger <= Duration::from_secs(60),
             "connections.linger",
             "must be at most 1m",
@@ -585,6 +593,7 @@ impl Config {
             body_bytes_max: connections.body_bytes_max.as_bytes_u32(),
             login_deadline_ms: connections.login_deadline.as_millis_u32(),
             idle_timeout_ms: connections.idle_timeout.as_millis_u32(),
+            token_grace_ms: connections.token_grace.as_millis_u32(),
             heartbeat_interval_ms: connections.heartbeat_interval.as_millis_u32(),
             linger_ms: connections.linger.as_millis_u32(),
             send_queue_bytes_max: connections.send_queue_bytes_max.as_usize(),

@@ -29,6 +29,9 @@ pub struct Settings {
     /// Time without a complete frame from a logged-in client, unless logic negotiates another.
     /// After it: `idle_timeout`, closed.
     pub idle_timeout_ms: u32,
+    /// How long a session outlives its token, for a REFRESH that comes late. After it: KICK
+    /// `token_expired`, closed.
+    pub token_grace_ms: u32,
     /// How often a client is asked to send HEARTBEAT, unless logic negotiates another.
     pub heartbeat_interval_ms: u32,
     /// How long a closing connection may take to read its farewell and to close its end. After
@@ -92,6 +95,7 @@ impl Default for Settings {
             body_bytes_max: limits::BODY_BYTES_MAX_DEFAULT,
             login_deadline_ms: 10_000,
             idle_timeout_ms: 15_000,
+            token_grace_ms: 10_000,
             heartbeat_interval_ms: 5_000,
             linger_ms: 2_000,
             send_queue_bytes_max: 256 * 1024,

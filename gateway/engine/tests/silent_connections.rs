@@ -6,7 +6,7 @@ use harness::{Harness, KEY};
 use millrace_engine::{Settings, TransportKind};
 use millrace_protocol::{
     Code,
-    command::{HEARTBEAT, REFRESH, SEND_MESSAGE, reply},
+    command::{HEARTBEAT, KICK, REFRESH, SEND_MESSAGE, reply},
     frame::{self, Flags},
     link::{Credit, LoginResult, RefreshResult, gateway_event::Kind as Event, logic_event::Kind},
     session,
@@ -148,12 +148,14 @@ fn no_login_within_the_deadline_ends_the_connection() {
 }
 
 #[test]
-fn a_session_ends_when_its_token_expires_unless_it_is_refreshed() {
+fn a_session_ends_a_grace_after_its_token_unless_it_is_refreshed() {
     for refresh in [false, true] {
-        let mut harness = Harness::linked(Settings::default());
+        // The token ends after 35 s, the grace five seconds later.
+        let settings = Settings { token_grace_ms: 5_000, ..Settings::default() };
+        let mut harness = Harness::linked(settings);
         let socket = harness.tcp();
         let session_id = harness.ask_login(socket, "mortal").session_id;
-        let expires_at_ms = harness.now.unix_ms + 40_000;
+        let expires_at_ms = harness.now.unix_ms + 35_000;
         let user_id = "mortal".to_owned();
         let result = LoginResult { session_id, user_id, expires_at_ms, ..Default::default() };
         harness.logic(Kind::LoginResult(result));
@@ -181,7 +183,10 @@ fn a_session_ends_when_its_token_expires_unless_it_is_refreshed() {
             let left = time_to_end(&mut harness, socket, 2_000);
             assert!((1_000..1_100).contains(&left), "{left}");
             let code = Code::TokenExpired.number();
-            assert_eq!(harness.read_one(socket).error().code, code);
+            let frame = harness.read_one(socket);
+            assert_eq!(frame.command, KICK);
+            let kick = session::Kick::decode(&*frame.body).expect("a Kick");
+            assert_eq!((kick.code, &*kick.reason), (code, Code::TokenExpired.sentence()));
             assert_eq!(harness.sessions_ended(), [(session_id, code)]);
         }
         harness.finish();

@@ -38,6 +38,7 @@ impl Engine {
     /// A connection's timer has fired.
     fn deadline(&mut self, id: ConnectionId) {
         let now = self.now;
+        let grace_ms = self.settings.token_grace_ms;
         let Some(connection) = self.get_mut(id) else { return };
         match connection.phase {
             Phase::AwaitingLogin | Phase::LoginPending => {
@@ -53,12 +54,14 @@ impl Engine {
                 let identity = connection.identity;
                 let times = Identity::times(self.identities.get(identity));
                 let times = times.expect("who is logged in has claims");
-                if times.expires_at_ms != 0 && times.expires_at_ms <= now.unix_ms {
-                    self.end_for(id, Code::TokenExpired);
+                if ends_at_ms(times, grace_ms).is_some_and(|end| end <= now.unix_ms) {
+                    // The session is ended by the server, as by an administrator.
+                    let code = Code::TokenExpired;
+                    self.close(id, code.number(), Farewell::Kick { reason: code.sentence() });
                 } else if silence_ms >= times.idle_timeout_ms {
                     self.end_for(id, Code::IdleTimeout);
                 } else {
-                    let deadline_ms = next_deadline_ms(now, times, silence_ms);
+                    let deadline_ms = next_deadline_ms(now, times, grace_ms, silence_ms);
                     self.timers.arm(id.slot(), deadline_ms);
                 }
             }
@@ -77,15 +80,22 @@ impl Engine {
         let now = self.now;
         let Some(connection) = self.get(id) else { return };
         let Some(times) = Identity::times(self.identities.get(connection.identity)) else { return };
-        let deadline_ms = next_deadline_ms(now, times, connection.silence_ms(now));
+        let grace_ms = self.settings.token_grace_ms;
+        let deadline_ms = next_deadline_ms(now, times, grace_ms, connection.silence_ms(now));
         self.timers.arm(id.slot(), deadline_ms);
     }
 }
 
-fn next_deadline_ms(now: Now, times: Times, silence_ms: u32) -> u64 {
+/// When the token of a session ends it; `None`: never. It needs no timer of its own: the one of the
+/// connection is armed for this moment or for idleness, whichever is nearer.
+fn ends_at_ms(times: Times, grace_ms: u32) -> Option<i64> {
+    (times.expires_at_ms != 0).then(|| times.expires_at_ms.saturating_add(i64::from(grace_ms)))
+}
+
+fn next_deadline_ms(now: Now, times: Times, grace_ms: u32, silence_ms: u32) -> u64 {
     let mut due_in = u64::from(times.idle_timeout_ms.saturating_sub(silence_ms));
-    if times.expires_at_ms != 0 {
-        let expires_in = times.expires_at_ms.saturating_sub(now.unix_ms);
+    if let Some(end) = ends_at_ms(times, grace_ms) {
+        let expires_in = end.saturating_sub(now.unix_ms);
         due_in = due_in.min(u64::try_from(expires_in).unwrap_or(0));
     }
     now.monotonic_ms + due_in
