@@ -14,11 +14,13 @@ use millrace_logic_sdk::ServerSettings;
 use millrace_service::{ByteSize, ConfigError, Duration, Invalid, config, logging};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    chat::ChatSettings,
-    login::{SessionPolicy, WhenFull},
-    storage::embedded::Options,
-};
+mod login;
+mod sessions;
+
+pub use login::{Jwks, Login, LoginHttp, LoginMethod};
+pub use sessions::{SessionClass, Sessions, SessionsFull};
+
+use crate::{chat::ChatSettings, storage::embedded::Options};
 
 /// Shortest `login.jwt_secret`: HS256 needs a key of at least the size of its hash (RFC 7518,
 /// section 3.2).
@@ -126,40 +128,6 @@ pub struct Store {
     pub memtable_bytes_max: ByteSize,
 }
 
-/// `[login]`
-#[derive(Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Login {
-    /// The HS256 secret that signs the clients' tokens.
-    pub jwt_secret: String,
-    /// A file that holds it instead.
-    pub jwt_secret_file: PathBuf,
-    /// How long after `exp` a token is still good, for clocks that differ.
-    pub leeway: Duration,
-}
-
-/// `[sessions]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Sessions {
-    /// Sessions of one user.
-    pub per_user_max: usize,
-    /// Sessions of one user on one platform.
-    pub per_platform_max: usize,
-    /// What happens at either bound.
-    pub when_full: SessionsFull,
-}
-
-/// `sessions.when_full`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SessionsFull {
-    /// The oldest session is kicked.
-    KickOldest,
-    /// The new login is refused.
-    Refuse,
-}
-
 /// `[limits]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -253,8 +221,10 @@ pub struct Log {
 /// The resolved secrets. Prints as nothing, so that no log holds them.
 #[derive(Clone, PartialEq)]
 pub struct Secrets {
-    /// At least [`JWT_SECRET_BYTES_MIN`] bytes.
+    /// At least [`JWT_SECRET_BYTES_MIN`] bytes; empty only if tokens are verified without it.
     pub jwt_secret: String,
+    /// What the service that verifies tokens is shown; empty: nothing.
+    pub login_http_token: String,
     /// At least [`API_TOKEN_BYTES_MIN`] bytes; empty only if no door needs it.
     pub api_token: String,
 }
@@ -318,30 +288,6 @@ impl Default for Store {
         Self {
             directory: PathBuf::from("data"),
             memtable_bytes_max: ByteSize::from_bytes(Options::new("").memtable_bytes_max),
-        }
-    }
-}
-
-impl Default for Login {
-    fn default() -> Self {
-        Self {
-            jwt_secret: String::new(),
-            jwt_secret_file: PathBuf::new(),
-            leeway: Duration::default(),
-        }
-    }
-}
-
-impl Default for Sessions {
-    fn default() -> Self {
-        let policy = SessionPolicy::default();
-        Self {
-            per_user_max: policy.sessions_per_user_max,
-            per_platform_max: policy.sessions_per_platform_max,
-            when_full: match policy.when_full {
-                WhenFull::KickOldest => SessionsFull::KickOldest,
-                WhenFull::Refuse => SessionsFull::Refuse,
-            },
         }
     }
 }
@@ -433,15 +379,6 @@ impl fmt::Debug for Api {
     }
 }
 
-impl fmt::Debug for Login {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Login")
-            .field("jwt_secret_file", &self.jwt_secret_file)
-            .field("leeway", &self.leeway)
-            .finish_non_exhaustive()
-    }
-}
-
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Secrets").finish_non_exhaustive()
@@ -484,8 +421,8 @@ impl Config {
             return Err(Invalid::new("link.outbox_bytes_max", "must be at least 1MiB"));
         }
         positive("link.logins_max", self.link.logins_max)?;
-        positive("sessions.per_user_max", self.sessions.per_user_max)?;
-        positive("sessions.per_platform_max", self.sessions.per_platform_max)?;
+        self.login.check()?;
+        self.sessions.check()?;
         let limits = &self.limits;
         for (key, value) in [
             ("api.calls_in_flight_max", self.api.calls_in_flight_max),
@@ -523,7 +460,8 @@ impl Config {
         Ok(())
     }
 
-    /// The secrets: from the environment (`MILLRACE_LOGIN__JWT_SECRET`, `MILLRACE_API__TOKEN`),
+    /// The secrets: from the environment (`MILLRACE_LOGIN__JWT_SECRET`, `MILLRACE_API__TOKEN`,
+    /// `MILLRACE_LOGIN__HTTP__TOKEN`),
     /// else from the files named, else from the configuration itself.
     ///
     /// # Errors
@@ -543,7 +481,8 @@ impl Config {
             &self.login.jwt_secret,
         )
         .map_err(|error| Invalid::new("login.jwt_secret_file", error.to_string()))?;
-        if jwt_secret.len() < JWT_SECRET_BYTES_MIN {
+        let jwt_needed = self.login.method == LoginMethod::Secret;
+        if (jwt_needed || !jwt_secret.is_empty()) && jwt_secret.len() < JWT_SECRET_BYTES_MIN {
             let found = jwt_secret.len();
             return Err(Invalid::new(
                 "login.jwt_secret",
@@ -552,6 +491,12 @@ impl Config {
                 ),
             ));
         }
+        let login_http_token = secret(
+            environment("MILLRACE_LOGIN__HTTP__TOKEN"),
+            &self.login.http.token_file,
+            &self.login.http.token,
+        )
+        .map_err(|error| Invalid::new("login.http.token_file", error.to_string()))?;
         let api_token =
             secret(environment("MILLRACE_API__TOKEN"), &self.api.token_file, &self.api.token)
                 .map_err(|error| Invalid::new("api.token_file", error.to_string()))?;
@@ -565,7 +510,7 @@ impl Config {
                 ),
             ));
         }
-        Ok(Secrets { jwt_secret, api_token })
+        Ok(Secrets { jwt_secret, login_http_token, api_token })
     }
 
     /// Worker threads to start, with 0 resolved.
@@ -628,14 +573,7 @@ impl Config {
             receipts_pending_max: self.receipts.pending_max,
             reply_bytes_max: reply_bytes_max.as_usize(),
             retry_after: retry_after.as_std(),
-            sessions: SessionPolicy {
-                sessions_per_user_max: self.sessions.per_user_max,
-                sessions_per_platform_max: self.sessions.per_platform_max,
-                when_full: match self.sessions.when_full {
-                    SessionsFull::KickOldest => WhenFull::KickOldest,
-                    SessionsFull::Refuse => WhenFull::Refuse,
-                },
-            },
+            sessions: self.sessions.policy(),
             ..ChatSettings::default()
         }
     }
@@ -727,10 +665,30 @@ mod tests {
     }
 
     #[test]
+    fn a_way_to_verify_tokens_needs_its_key_and_not_the_secret_of_another() {
+        let refused = |text: &str| parse::<Config>(text, "logic.toml").expect("TOML").check();
+        for (method, missing) in [
+            ("public_key", "login.public_key_file"),
+            ("jwks", "login.jwks.url"),
+            ("http", "login.http.url"),
+        ] {
+            let refused = refused(&format!("[login]\nmethod = \"{method}\"\n"));
+            assert_eq!(refused.expect_err("nothing to verify with").key, missing);
+        }
+        let mut config = Config::default();
+        config.http.listen = Listen(None);
+        config.login.method = super::LoginMethod::Jwks;
+        assert!(config.secrets_from(|_| None).is_ok());
+        config.login.jwt_secret = "short".to_owned();
+        assert_eq!(config.secrets_from(|_| None).expect_err("short").key, "login.jwt_secret");
+    }
+
+    #[test]
     fn secrets_are_never_printed() {
         let mut config = Config::default();
         config.login.jwt_secret = SECRET.to_owned();
         config.api.token = SECRET.to_owned();
+        config.login.http.token = SECRET.to_owned();
         let printed = format!("{config:?} {:?}", config.secrets_from(|_| None));
         assert!(!printed.contains(SECRET), "{printed}");
     }

@@ -10,6 +10,9 @@ use millrace_logic_sdk::{Server, ServerError};
 use millrace_service::Invalid;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 
+mod verifier;
+
+use self::verifier::verifier;
 use crate::{
     admin::{self, Admin},
     api::{Api, Guard},
@@ -18,7 +21,6 @@ use crate::{
     config::Config,
     grpc,
     http::{self, HttpSettings},
-    login::Hs256Verifier,
     registry::{MemoryRegistry, MemoryRegistrySettings},
     storage::{
         Store, StoreError,
@@ -104,11 +106,7 @@ impl Logic {
     pub async fn start_with_routes(config: Config, extra: Router) -> Result<Self, StartError> {
         config.check()?;
         let secrets = config.secrets()?;
-        let verifier = Hs256Verifier::new(
-            secrets.jwt_secret.as_bytes(),
-            config.login.leeway.as_millis() / 1_000,
-        )
-        .map_err(|error| Invalid::new("login.jwt_secret", error.to_string()))?;
+        let verifier = verifier(&config.login, &secrets)?;
         // The doors first: an address in use is found before anything is opened.
         let http_door = listen("http", config.http.listen.0).await?;
         let grpc_door = listen("grpc", config.grpc.listen.0).await?;
@@ -119,7 +117,7 @@ impl Logic {
             store: store.clone(),
             registry: Arc::new(MemoryRegistry::new(MemoryRegistrySettings::default())),
             bus: bus.clone(),
-            verifier: Arc::new(verifier),
+            verifier,
             rooms: Arc::new(OpenRooms),
         };
         let mut chat = None;

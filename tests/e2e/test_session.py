@@ -6,7 +6,7 @@ import time
 import pytest
 
 from millrace_client import (
-    ALREADY_LOGGED_IN, BAD_TOKEN, HEARTBEAT, KICK, KICKED, LOGIN, LOGOUT, REFRESH, REPLY, TRANSPORTS,
+    ALREADY_LOGGED_IN, BAD_TOKEN, HEARTBEAT, KICK, KICKED, LOGIN, LOGOUT, REFRESH, REPLACED, REPLY, TRANSPORTS,
     Closed, JsonConnection, Refused, TcpConnection, WebSocketConnection, session,
 )
 
@@ -86,8 +86,9 @@ def test_same_device_logging_in_again_replaces_the_first_session(dev):
     first = dev.connect(WebSocketConnection, user, device_id="phone")
     other = dev.connect(WebSocketConnection, user, device_id="tablet")
     second = dev.connect(TcpConnection, user, device_id="phone")
-    assert first.wait_for(lambda frame: frame.command == KICK).parse(session.Kick).code == KICKED
-    assert first.wait_closed().code == 3500 + KICKED
+    kick = first.wait_for(lambda frame: frame.command == KICK).parse(session.Kick)
+    assert kick.code == REPLACED and "device" in kick.reason
+    assert first.wait_closed().code == 3500 + REPLACED
     for connection in (other, second):
         assert connection.request(HEARTBEAT).command == HEARTBEAT | REPLY
 

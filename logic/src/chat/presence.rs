@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use super::{Core, online::Lifecycle, receiver::unix_ms};
 use crate::{
-    login::{WhenFull, authenticate},
+    login::authenticate,
     registry::{RegistryError, SessionRecord},
 };
 
@@ -30,7 +30,7 @@ pub(crate) async fn login(core: &Core, login: Login) -> Result<Accepted, Refused
     let verified = authenticate(&*core.verifier, &login.user_id, &login.token)
         .await
         .map_err(|error| with_delay(core, error.into()))?;
-    if core.settings.sessions.when_full == WhenFull::Refuse {
+    if core.settings.sessions.may_refuse(&login.platform) {
         let new = SessionRecord {
             user_id: verified.user_id.as_str().into(),
             address: login.address,
@@ -98,7 +98,7 @@ async fn started(core: &Core, session: &Arc<Session>, replayed: bool) {
         Ok(kicks) => {
             for kick in kicks {
                 core.metrics.kicked.inc();
-                core.gateways.close(kick.address, Code::Kicked, kick.reason);
+                core.gateways.close(kick.address, Code::Replaced, kick.reason);
             }
         }
         // Two logins at once passed the bound together.

@@ -1,19 +1,13 @@
 //! Tokens signed with a shared secret: JWT (RFC 7519) with HS256 (RFC 7518 section 3.2). Claims
-//! `sub` (the user) and `exp` (seconds) are required; `nbf` is respected if it is there.
+//! `sub` (the user) and `exp` (seconds) are required; `nbf` and `iat` are respected if they are there.
 
 use async_trait::async_trait;
-use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use serde::Deserialize;
 
-use super::{TokenVerifier, Verified, VerifyError};
-use crate::storage::limits::USER_ID_BYTES_MAX;
+use super::{ClaimRules, TokenVerifier, Verified, VerifyError, claims};
 
 /// Shortest secret: HS256 needs a key of at least the size of its hash (RFC 7518 section 3.2).
 pub const SECRET_BYTES_MIN: usize = 32;
-
-/// Longest token that is looked at, in bytes.
-const TOKEN_BYTES_MAX: usize = 8 * 1024;
 
 /// The secret has less than 32 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,28 +20,16 @@ pub struct Hs256Verifier {
     validation: Validation,
 }
 
-#[derive(Deserialize)]
-struct Claims {
-    sub: String,
-    exp: f64,
-}
-
 impl Hs256Verifier {
-    /// `leeway_s` is how many seconds after `exp`, and before `nbf`, a token is still good, for
-    /// clocks that differ.
+    /// What is asked of the tokens beside their signature is in `rules`.
     ///
     /// # Errors
     /// A secret of less than 32 bytes.
-    pub fn new(secret: &[u8], leeway_s: u64) -> Result<Self, SecretTooShort> {
+    pub fn new(secret: &[u8], rules: &ClaimRules) -> Result<Self, SecretTooShort> {
         if secret.len() < SECRET_BYTES_MIN {
             return Err(SecretTooShort(secret.len()));
         }
-        let mut validation = Validation::new(Algorithm::HS256);
-        validation.set_required_spec_claims(&["sub", "exp"]);
-        validation.leeway = leeway_s;
-        validation.validate_nbf = true;
-        // Whom a token is for is the business of whoever shares the secret.
-        validation.validate_aud = false;
+        let validation = rules.validation(Algorithm::HS256);
         Ok(Self { key: DecodingKey::from_secret(secret), validation })
     }
 }
@@ -55,40 +37,8 @@ impl Hs256Verifier {
 #[async_trait]
 impl TokenVerifier for Hs256Verifier {
     async fn verify(&self, token: &str) -> Result<Verified, VerifyError> {
-        if token.len() > TOKEN_BYTES_MAX {
-            return Err(VerifyError::BadToken("it is too long".to_owned()));
-        }
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation)
-            .map_err(|error| refusal(error.kind()))?
-            .claims;
-        if claims.sub.is_empty() || claims.sub.len() > USER_ID_BYTES_MAX {
-            let reason = format!("sub must have 1 to {USER_ID_BYTES_MAX} bytes");
-            return Err(VerifyError::BadToken(reason));
-        }
-        // A session lives as long as its token is accepted, which includes the leeway. The
-        // conversion saturates, so a far future stays a far future.
-        let expires_at_ms = (claims.exp + self.validation.leeway as f64) * 1_000.0;
-        Ok(Verified { user_id: claims.sub, expires_at_ms: expires_at_ms as i64 })
+        claims::verify(token, &self.key, &self.validation)
     }
-}
-
-/// A sentence for each way a token can be wrong; what the library says may quote the token.
-fn refusal(kind: &ErrorKind) -> VerifyError {
-    let reason = match kind {
-        ErrorKind::ExpiredSignature => return VerifyError::Expired,
-        ErrorKind::InvalidSignature => "its signature is wrong",
-        ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => {
-            "it is not signed with HS256"
-        }
-        ErrorKind::ImmatureSignature => "it is not good yet",
-        ErrorKind::MissingRequiredClaim(claim) if claim == "sub" => "it has no sub",
-        ErrorKind::MissingRequiredClaim(claim) if claim == "exp" => "it has no exp",
-        ErrorKind::MissingRequiredClaim(_) | ErrorKind::InvalidClaimFormat(_) => {
-            "a claim is missing or malformed"
-        }
-        _ => "it is not a JWT that can be read",
-    };
-    VerifyError::BadToken(reason.to_owned())
 }
 
 #[cfg(test)]
@@ -98,7 +48,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::{Hs256Verifier, SecretTooShort};
-    use crate::login::{Verified, authenticate};
+    use crate::login::{ClaimRules, Verified, authenticate};
 
     const SECRET: &[u8] = b"a secret of at least thirty-two bytes";
 
@@ -107,7 +57,8 @@ mod tests {
     }
 
     async fn verify(leeway_s: u64, claimed: &str, token: &str) -> Result<Verified, Code> {
-        let verifier = Hs256Verifier::new(SECRET, leeway_s).expect("long enough");
+        let rules = ClaimRules { leeway_s, ..ClaimRules::default() };
+        let verifier = Hs256Verifier::new(SECRET, &rules).expect("long enough");
         authenticate(&verifier, claimed, token).await.map_err(|error| error.code())
     }
 
@@ -118,7 +69,11 @@ mod tests {
     #[tokio::test]
     async fn a_good_token_names_its_user_and_its_end() {
         let exp = get_current_timestamp() + 60;
-        let expected = Verified { user_id: "alice".to_owned(), expires_at_ms: exp as i64 * 1_000 };
+        let expected = Verified {
+            user_id: "alice".to_owned(),
+            expires_at_ms: exp as i64 * 1_000,
+            issued_at_ms: None,
+        };
         let token = token_with(Algorithm::HS256, SECRET, &json!({"sub": "alice", "exp": exp}));
         assert_eq!(verify(0, "", &token).await, Ok(expected.clone()));
         assert_eq!(verify(0, "alice", &token).await, Ok(expected));
@@ -170,8 +125,54 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn the_moment_of_issue_is_read_as_precisely_as_it_is_told() {
+        let exp = get_current_timestamp() + 60;
+        for (iat, expected) in [
+            (json!(null), Ok(None)),
+            (json!(1_700_000_000), Ok(Some(1_700_000_000_000))),
+            (json!(1_700_000_000.25), Ok(Some(1_700_000_000_250))),
+            (json!("yesterday"), Err(Code::BadToken)),
+        ] {
+            let claims = json!({"sub": "alice", "exp": exp, "iat": iat});
+            let found = verify_claims(0, claims).await.map(|verified| verified.issued_at_ms);
+            assert_eq!(found, expected, "{iat}");
+        }
+    }
+
+    #[tokio::test]
+    async fn issuer_and_audience_count_once_they_are_asked_for() {
+        let exp = get_current_timestamp() + 60;
+        let rules = ClaimRules {
+            issuer: "https://sso.example".to_owned(),
+            audience: "chat".to_owned(),
+            leeway_s: 0,
+        };
+        let strict = Hs256Verifier::new(SECRET, &rules).expect("long enough");
+        for (iss, aud, good) in [
+            (json!("https://sso.example"), json!("chat"), true),
+            (json!("https://sso.example"), json!(["mail", "chat"]), true),
+            (json!("https://sso.example"), json!("mail"), false),
+            (json!("https://sso.example"), json!([]), false),
+            (json!("https://sso.example"), json!(null), false),
+            (json!("https://else.example"), json!("chat"), false),
+            (json!(null), json!("chat"), false),
+            (json!(7), json!("chat"), false),
+        ] {
+            let claims = json!({"sub": "alice", "exp": exp, "iss": iss, "aud": aud});
+            let token = token_with(Algorithm::HS256, SECRET, &claims);
+            let found = authenticate(&strict, "", &token).await.map_err(|error| error.code());
+            assert_eq!(found.err(), (!good).then_some(Code::BadToken), "{claims}");
+            // Who does not ask does not care.
+            assert!(verify(0, "", &token).await.is_ok(), "{claims}");
+        }
+    }
+
     #[test]
     fn a_short_secret_is_refused() {
-        assert_eq!(Hs256Verifier::new(&[7; 31], 0).err(), Some(SecretTooShort(31)));
+        assert_eq!(
+            Hs256Verifier::new(&[7; 31], &ClaimRules::default()).err(),
+            Some(SecretTooShort(31))
+        );
     }
 }

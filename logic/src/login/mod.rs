@@ -6,19 +6,35 @@ use async_trait::async_trait;
 use millrace_logic_sdk::Refused;
 use millrace_protocol::Code;
 
+mod claims;
+mod external;
+mod fetch;
 mod hs256;
+mod jwks;
+mod keys;
 mod policy;
+mod public_key;
+#[cfg(test)]
+mod testing;
 
+pub use claims::ClaimRules;
+pub use external::{ExternalVerifier, ExternalVerifierSettings};
+pub use fetch::FetchError;
 pub use hs256::{Hs256Verifier, SecretTooShort};
-pub use policy::{Kick, SessionPolicy, WhenFull};
+pub use jwks::{JwksSettings, JwksVerifier};
+pub use keys::BadKey;
+pub use policy::{DeviceClass, Kick, SessionPolicy, WhenFull};
+pub use public_key::PublicKeyVerifier;
 
 /// Whose a token is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
     /// The user; never empty.
     pub user_id: String,
-    /// Until when, milliseconds since 1970.
+    /// Until when, milliseconds since 1970; 0: for ever.
     pub expires_at_ms: i64,
+    /// When the token was issued, milliseconds since 1970; `None`: it does not say.
+    pub issued_at_ms: Option<i64>,
 }
 
 /// Why a token was not accepted.

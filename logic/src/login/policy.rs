@@ -16,16 +16,30 @@ pub enum WhenFull {
     Refuse,
 }
 
+/// A bound of its own for some platforms, which share it: one phone, whatever its make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceClass {
+    /// Its platforms, as clients name them at LOGIN. A platform is in one class at most.
+    pub platforms: Vec<String>,
+    /// Sessions of one user on all of them together. 0 counts as 1.
+    pub sessions_max: usize,
+    /// What happens at the bound.
+    pub when_full: WhenFull,
+}
+
 /// The multi-device policy. A login from a device that is online already (the same, non-empty
 /// `device_id`) always replaces that device's session, and does not count against the bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionPolicy {
     /// Sessions of one user. 0 counts as 1: whoever logs in is in. Default 16.
     pub sessions_per_user_max: usize,
-    /// Sessions of one user on one platform; an empty platform is one too. Default 5.
+    /// Sessions of one user on one platform that is in no class; an empty platform is one too.
+    /// Default 5.
     pub sessions_per_platform_max: usize,
     /// What happens at either bound. Default: the oldest goes.
     pub when_full: WhenFull,
+    /// Platforms with a bound of their own. Default: none.
+    pub classes: Vec<DeviceClass>,
 }
 
 impl Default for SessionPolicy {
@@ -34,25 +48,54 @@ impl Default for SessionPolicy {
             sessions_per_user_max: 16,
             sessions_per_platform_max: 5,
             when_full: WhenFull::KickOldest,
+            classes: Vec::new(),
         }
     }
 }
 
-/// A session that must go.
+/// A session that must go; the code is `replaced`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kick {
     /// Where it is.
     pub address: SessionAddress,
-    /// What its user is told; the code is `kicked`.
+    /// What its user is told.
     pub reason: &'static str,
 }
 
 const SAME_DEVICE: &str = "This device has logged in again.";
-const PLATFORM_FULL: &str = "Too many sessions on this platform; the oldest was ended.";
-const USER_FULL: &str = "Too many sessions; the oldest was ended.";
+const PLATFORM_FULL: &str = "Another device of this kind has logged in; the oldest had to go.";
+const USER_FULL: &str = "Another device has logged in; the oldest had to go.";
 const REFUSED: &str = "There are too many sessions already; end one and log in again.";
 
+/// What binds the sessions of one platform.
+struct Bound<'a> {
+    class: Option<&'a DeviceClass>,
+    sessions_max: usize,
+    when_full: WhenFull,
+}
+
 impl SessionPolicy {
+    fn bound(&self, platform: &str) -> Bound<'_> {
+        let holds = |class: &&DeviceClass| class.platforms.iter().any(|name| name == platform);
+        match self.classes.iter().find(holds) {
+            Some(class) => Bound {
+                class: Some(class),
+                sessions_max: class.sessions_max,
+                when_full: class.when_full,
+            },
+            None => Bound {
+                class: None,
+                sessions_max: self.sessions_per_platform_max,
+                when_full: self.when_full,
+            },
+        }
+    }
+
+    /// Whether a login can be refused for want of room. If not, nobody need look before it.
+    pub fn may_refuse(&self, platform: &str) -> bool {
+        [self.when_full, self.bound(platform).when_full].contains(&WhenFull::Refuse)
+    }
+
     /// Whom the `new` session makes go. `existing` are the user's sessions in any order; the new one
     /// may be among them and is left out.
     ///
@@ -70,12 +113,15 @@ impl SessionPolicy {
         let kick = |session: &SessionRecord, reason| Kick { address: session.address, reason };
         let mut kicks: Vec<_> = replaced.iter().map(|session| kick(session, SAME_DEVICE)).collect();
 
-        let is_rival = |session: &&SessionRecord| session.platform == new.platform;
+        let bound = self.bound(&new.platform);
+        let is_rival = |session: &&SessionRecord| match bound.class {
+            Some(class) => class.platforms.iter().any(|name| **name == *session.platform),
+            None => session.platform == new.platform,
+        };
         let rivals: Vec<_> = staying.iter().copied().filter(is_rival).collect();
         let above = |sessions: usize, max: usize| (sessions + 1).saturating_sub(max.max(1));
-        let above_platform = above(rivals.len(), self.sessions_per_platform_max);
-        let above_user = above(staying.len(), self.sessions_per_user_max);
-        if self.when_full == WhenFull::Refuse && above_platform.max(above_user) > 0 {
+        let above_platform = above(rivals.len(), bound.sessions_max);
+        if bound.when_full == WhenFull::Refuse && above_platform > 0 {
             return Err(Refused::new(Code::OverCapacity, REFUSED));
         }
         for session in &rivals[..above_platform] {
@@ -83,6 +129,9 @@ impl SessionPolicy {
             staying.retain(|other| other.address != session.address);
         }
         let above_user = above(staying.len(), self.sessions_per_user_max);
+        if self.when_full == WhenFull::Refuse && above_user > 0 {
+            return Err(Refused::new(Code::OverCapacity, REFUSED));
+        }
         kicks.extend(staying[..above_user].iter().map(|session| kick(session, USER_FULL)));
         Ok(kicks)
     }
@@ -93,7 +142,7 @@ mod tests {
     use millrace_logic_sdk::{GatewayKey, SessionAddress};
     use millrace_protocol::Code;
 
-    use super::{SAME_DEVICE, SessionPolicy, WhenFull};
+    use super::{DeviceClass, SAME_DEVICE, SessionPolicy, WhenFull};
     use crate::registry::SessionRecord;
 
     fn session(session_id: u64, device_id: &str, platform: &str) -> SessionRecord {
@@ -117,7 +166,13 @@ mod tests {
             sessions_per_user_max: user,
             sessions_per_platform_max: platform,
             when_full,
+            classes: Vec::new(),
         }
+    }
+
+    fn class(platforms: &[&str], sessions_max: usize, when_full: WhenFull) -> DeviceClass {
+        let platforms = platforms.iter().map(|name| (*name).to_owned()).collect();
+        DeviceClass { platforms, sessions_max, when_full }
     }
 
     #[test]
@@ -165,6 +220,35 @@ mod tests {
             let refused = policy.decide(&existing, &session(3, "z", "ios")).expect_err("full");
             assert_eq!(refused.code, Code::OverCapacity);
         }
+    }
+
+    #[test]
+    fn the_platforms_of_a_class_share_its_bound_and_its_rule() {
+        let phones = class(&["ios", "android"], 1, WhenFull::KickOldest);
+        let web = class(&["web"], 2, WhenFull::Refuse);
+        let policy = SessionPolicy { classes: vec![phones, web], ..SessionPolicy::default() };
+        let existing = [
+            session(1, "a", "ios"),
+            session(2, "b", "web"),
+            session(3, "c", "web"),
+            session(4, "d", "desktop"),
+        ];
+        assert_eq!(kicked(&policy, &existing, &session(9, "n", "android")), [1]);
+        assert_eq!(kicked(&policy, &existing, &session(9, "n", "desktop")), [0; 0]);
+        let refused = policy.decide(&existing, &session(9, "n", "web")).expect_err("two already");
+        assert_eq!(refused.code, Code::OverCapacity);
+        assert_eq!(kicked(&policy, &existing, &session(9, "c", "web")), [3]);
+        assert!(policy.may_refuse("web") && !policy.may_refuse("ios"));
+    }
+
+    #[test]
+    fn a_class_makes_its_room_before_the_bound_of_the_user_is_looked_at() {
+        let classes = vec![class(&["ios"], 1, WhenFull::KickOldest)];
+        let policy = SessionPolicy { classes, ..policy(2, 9, WhenFull::Refuse) };
+        let existing = [session(1, "a", "ios"), session(2, "b", "web")];
+        assert_eq!(kicked(&policy, &existing, &session(9, "n", "ios")), [1]);
+        let refused = policy.decide(&existing, &session(9, "n", "desktop")).expect_err("full");
+        assert_eq!(refused.code, Code::OverCapacity);
     }
 
     #[test]

@@ -53,9 +53,9 @@ async fn the_same_device_again_replaces_its_session() {
     gateway.enter_as(2, "alice", "tablet", "ios", Encoding::Protobuf).await;
     gateway.enter_as(3, "alice", "phone", "ios", Encoding::Protobuf).await;
     let close = gateway.next_close().await.expect("the stream lives");
-    assert_eq!((close.session_id, close.code), (1, Code::Kicked.number()));
+    assert_eq!((close.session_id, close.code), (1, Code::Replaced.number()));
     assert!(!close.reason.is_empty());
-    gateway.end_session(1, Code::Kicked).await;
+    gateway.end_session(1, Code::Replaced).await;
     gateway.read_for(QUIET).await;
     let (_, presence) = world.http("GET", "/v1/users/alice/presence", json!(null)).await;
     let mut devices: Vec<_> = presence["sessions"]
@@ -78,7 +78,7 @@ async fn at_the_bound_the_oldest_session_leaves() {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
     let close = gateway.next_close().await.expect("the stream lives");
-    assert_eq!((close.session_id, close.code), (1, Code::Kicked.number()));
+    assert_eq!((close.session_id, close.code), (1, Code::Replaced.number()));
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use millrace_logic::{
     bus::{MemoryBus, MemoryBusSettings},
     chat::{Chat, ChatSettings, Foundation, OpenRooms},
-    login::Hs256Verifier,
+    login::{ClaimRules, Hs256Verifier},
     registry::{MemoryRegistry, MemoryRegistrySettings},
     storage::{
         ConversationPage, Members, Outcome, Page, Store, StoreError, Write,
@@ -117,7 +117,9 @@ impl Bench {
             store: store.clone(),
             registry: Arc::new(MemoryRegistry::new(MemoryRegistrySettings::default())),
             bus: Arc::new(MemoryBus::new(MemoryBusSettings::default())),
-            verifier: Arc::new(Hs256Verifier::new(SECRET.as_bytes(), 0).expect("long enough")),
+            verifier: Arc::new(
+                Hs256Verifier::new(SECRET.as_bytes(), &ClaimRules::default()).expect("long enough"),
+            ),
             rooms: Arc::new(OpenRooms),
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
