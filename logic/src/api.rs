@@ -16,6 +16,8 @@ use millrace_protocol::api::{
     PublishRoomMessageResponse, RemoveGroupRequest, RemoveGroupResponse, RemoveMembersRequest,
     RemoveMembersResponse, SendMessageRequest, SendMessageResponse,
 };
+pub mod sessions;
+
 use subtle::ConstantTimeEq;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 

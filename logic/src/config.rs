@@ -15,9 +15,15 @@ use millrace_service::{ByteSize, ConfigError, Duration, Invalid, config, logging
 use serde::{Deserialize, Serialize};
 
 mod login;
+mod paces;
+mod presence;
+mod replay;
 mod sessions;
 
 pub use login::{Jwks, Login, LoginHttp, LoginMethod};
+pub use paces::Paces;
+pub use presence::Presence;
+pub use replay::{Check as ReplayCheck, Replay};
 pub use sessions::{SessionClass, Sessions, SessionsFull};
 
 use crate::{chat::ChatSettings, storage::embedded::Options};
@@ -59,6 +65,12 @@ pub struct Config {
     pub login: Login,
     /// How many sessions a user may have.
     pub sessions: Sessions,
+    /// Requests that were seen before.
+    pub replay: Replay,
+    /// Who is told when who comes and goes.
+    pub presence: Presence,
+    /// How often one user may ask, by kind of request.
+    pub paces: Paces,
     /// Rates, queues and sizes.
     pub limits: Limits,
     /// Receipts.
@@ -242,6 +254,9 @@ impl Default for Config {
             store: Store::default(),
             login: Login::default(),
             sessions: Sessions::default(),
+            replay: Replay::default(),
+            presence: Presence::default(),
+            paces: Paces::default(),
             limits: Limits::default(),
             receipts: Receipts::default(),
             catch_up: CatchUp::default(),
@@ -423,6 +438,9 @@ impl Config {
         positive("link.logins_max", self.link.logins_max)?;
         self.login.check()?;
         self.sessions.check()?;
+        self.replay.check()?;
+        self.presence.check()?;
+        self.paces.check()?;
         let limits = &self.limits;
         for (key, value) in [
             ("api.calls_in_flight_max", self.api.calls_in_flight_max),
@@ -543,7 +561,7 @@ impl Config {
     pub fn chat_settings(&self) -> ChatSettings {
         let Limits { reply_bytes_max, retry_after, .. } = self.limits;
         let limits = &self.limits;
-        ChatSettings {
+        let mut settings = ChatSettings {
             writes_queued_max: limits.writes_queued_max,
             commit_writes_max: limits.commit_writes_max,
             commits_in_flight_max: limits.commits_in_flight_max,
@@ -575,7 +593,11 @@ impl Config {
             retry_after: retry_after.as_std(),
             sessions: self.sessions.policy(),
             ..ChatSettings::default()
-        }
+        };
+        self.replay.set(&mut settings);
+        self.presence.set(&mut settings);
+        self.paces.set(&mut settings);
+        settings
     }
 }
 

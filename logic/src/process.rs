@@ -10,21 +10,22 @@ use millrace_logic_sdk::{Server, ServerError};
 use millrace_service::Invalid;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 
+mod revocations;
 mod verifier;
 
-use self::verifier::verifier;
+use self::{revocations::forget_old, verifier::verifier};
 use crate::{
     admin::{self, Admin},
     api::{Api, Guard},
     bus::{Bus, MemoryBus, MemoryBusSettings},
-    chat::{Chat, Foundation, OpenRooms},
+    chat::{self, Chat, Foundation, OpenPresence, OpenRooms},
     config::Config,
     grpc,
     http::{self, HttpSettings},
     registry::{MemoryRegistry, MemoryRegistrySettings},
     storage::{
         Store, StoreError,
-        embedded::{EmbeddedStore, Options},
+        embedded::{EmbeddedRevocations, EmbeddedStore, Options},
     },
 };
 
@@ -82,7 +83,7 @@ pub struct Logic {
     addresses: Addresses,
     server: Server,
     chat: Arc<Chat>,
-    store: Arc<dyn Store>,
+    store: Arc<EmbeddedStore>,
     bus: Arc<dyn Bus>,
     leaving: watch::Sender<bool>,
     doors: Vec<JoinHandle<()>>,
@@ -113,12 +114,15 @@ impl Logic {
         let admin_door = listen("admin", config.admin.listen.0).await?;
         let store = open_store(&config).await?;
         let bus: Arc<dyn Bus> = Arc::new(MemoryBus::new(MemoryBusSettings::default()));
+        let revocations = Arc::new(EmbeddedRevocations::open(store.side("revocations")?).await?);
         let foundation = Foundation {
             store: store.clone(),
             registry: Arc::new(MemoryRegistry::new(MemoryRegistrySettings::default())),
             bus: bus.clone(),
             verifier,
             rooms: Arc::new(OpenRooms),
+            revocations: revocations.clone(),
+            presence: Arc::new(OpenPresence),
         };
         let mut chat = None;
         let server = Server::bind(config.link.listen, config.server_settings(), |gateways| {
@@ -142,11 +146,15 @@ impl Logic {
                 body_bytes_max: config.api.body_bytes_max.as_usize(),
                 ..HttpSettings::default()
             };
-            let router = http::router(api.clone(), guard.clone(), settings).merge(extra);
+            let sessions = http::sessions::routes(chat.clone(), guard.clone(), settings.clone());
+            let router = http::router(api.clone(), guard.clone(), settings).merge(sessions);
+            let router = router.merge(extra);
             doors.push(door.serve_http(router, leaving.subscribe()));
         }
         if let Some(door) = grpc_door {
-            let serving = grpc::serve(door.listener, api, guard, left(leaving.subscribe()));
+            let routes = grpc::routes(api, guard.clone());
+            let routes = grpc::sessions::add_to(routes, chat.clone(), guard);
+            let serving = grpc::serve(door.listener, routes, left(leaving.subscribe()));
             doors.push(tokio::spawn(async move {
                 if let Err(error) = serving.await {
                     tracing::error!(%error, "the gRPC door failed");
@@ -157,6 +165,8 @@ impl Logic {
             let admin = Admin { chat: chat.clone() };
             doors.push(door.serve_http(admin::router(admin), leaving.subscribe()));
         }
+        let kept = config.login.revocations_kept.as_std();
+        tokio::spawn(forget_old(revocations, kept, chat::unix_ms, left(leaving.subscribe())));
         Ok(Self {
             addresses,
             server,
@@ -214,7 +224,7 @@ impl Logic {
 const DOOR_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Opening reads the journal, which may take seconds: not on a thread that serves others.
-async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+async fn open_store(config: &Config) -> Result<Arc<EmbeddedStore>, StartError> {
     let options = Options {
         memtable_bytes_max: config.store.memtable_bytes_max.as_bytes(),
         ..Options::new(&config.store.directory)

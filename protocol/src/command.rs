@@ -77,6 +77,16 @@ commands! {
     LEAVE_ROOM = 0x0211, "leave_room";
     /// A live message to a room.
     ROOM_MESSAGE = 0x0212, "room_message";
+    /// Ends every session of the user.
+    LOGOUT_EVERYWHERE = 0x0220, "logout_everywhere";
+    /// Who of these is online.
+    QUERY_PRESENCE = 0x0221, "query_presence";
+    /// The same, and who comes and goes from now on.
+    SUBSCRIBE_PRESENCE = 0x0222, "subscribe_presence";
+    /// No more of that.
+    UNSUBSCRIBE_PRESENCE = 0x0223, "unsubscribe_presence";
+    /// Server to client: who came or went.
+    PRESENCE = 0x0224, "presence";
     /// Data for a business service.
     REPORT = 0x0301, "report";
 }

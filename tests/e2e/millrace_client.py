@@ -18,6 +18,7 @@ import struct
 import sys
 import tempfile
 import time
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from urllib import request as http_request
@@ -38,11 +39,18 @@ def _compile_protos():
     status = protoc.main(["protoc", f"-I{proto_root}", f"--python_out={out}", f"--grpc_python_out={out}", *files])
     assert status == 0, "the .proto files do not compile with protoc"
     sys.path.insert(0, out)
+    def merged(package, ending):
+        """Every message or stub of a package, whichever of its files it is in."""
+        names = {}
+        for path in sorted((proto_root / package.replace(".", "/")).glob("*.proto")):
+            names |= vars(importlib.import_module(f"{package}.{path.stem}{ending}"))
+        return types.SimpleNamespace(**names)
+
     return (
-        importlib.import_module("millrace.session.v1.session_pb2"),
-        importlib.import_module("millrace.chat.v1.chat_pb2"),
-        importlib.import_module("millrace.api.v1.api_pb2"),
-        importlib.import_module("millrace.api.v1.api_pb2_grpc"),
+        merged("millrace.session.v1", "_pb2"),
+        merged("millrace.chat.v1", "_pb2"),
+        merged("millrace.api.v1", "_pb2"),
+        merged("millrace.api.v1", "_pb2_grpc"),
     )
 
 

@@ -128,6 +128,8 @@ class Tiers:
         self.gateway_config = folder / "gateway.toml"
         self.logic = self.gateway = None
         self.logic_settings = ""
+        self.login_settings = ""
+        self.gateway_connections = ""
         self.ports = {}
 
     def free_port(self, name):
@@ -144,7 +146,7 @@ class Tiers:
             f'[http]\nlisten = "127.0.0.1:{self.free_port("http")}"\n'
             f'[grpc]\nlisten = "127.0.0.1:{self.free_port("grpc")}"\n[admin]\nlisten = "127.0.0.1:{self.free_port("logic-admin")}"\n'
             f'[api]\ntoken = "{API_TOKEN}"\n'
-            f'[login]\njwt_secret = "{JWT_SECRET}"\n'
+            f'[login]\njwt_secret = "{JWT_SECRET}"\n{self.login_settings}'
         )
         self.logic = Process([BINARIES / "millrace-logic", "run", "--config", self.logic_config], self.folder / "logic.log")
         self.until(lambda: self.api().call("GET", "/readyz")[0] == 200, self.logic)
@@ -156,6 +158,7 @@ class Tiers:
             f'[admin]\nlisten = "127.0.0.1:{self.free_port("admin")}"\n'
             f'[logic]\nendpoints = ["http://127.0.0.1:{self.free_port("link")}"]\n'
             '[drain]\nshutdown = "3s"\n'
+            + (f'[connections]\n{self.gateway_connections}' if self.gateway_connections else "")
         )
         self.gateway = Process(
             [BINARIES / "millrace-gateway", "run", "--config", self.gateway_config], self.folder / "gateway.log",

@@ -421,6 +421,11 @@ impl FakeGateway {
         }
     }
 
+    /// Sessions that logic has closed and [`FakeGateway::next_close`] has not told of yet.
+    pub fn closes(&self) -> usize {
+        self.closes.len()
+    }
+
     /// Reads what comes for a while; what came is in the inboxes then.
     pub async fn read_for(&mut self, duration: Duration) {
         let until = tokio::time::Instant::now() + duration;

@@ -21,8 +21,9 @@ use uuid::Uuid;
 
 use super::{
     Chat, Core,
+    paces::Paced,
     processor::{Job, Origin},
-    receiver::{append, unix_ms},
+    receiver::{append, seen_before, unix_ms},
     rooms,
 };
 use crate::{
@@ -57,12 +58,12 @@ impl Chat {
         act(&self.core).inspect_err(|refused| self.core.count_refusal(refused.code))
     }
 
-    fn refused(&self, code: Code, reason: impl Into<String>) -> Refused {
+    pub(super) fn refused(&self, code: Code, reason: impl Into<String>) -> Refused {
         self.core.count_refusal(code);
         Refused::new(code, reason)
     }
 
-    fn with_delay(&self, code: Code) -> Refused {
+    pub(super) fn with_delay(&self, code: Code) -> Refused {
         self.refused(code, code.sentence()).retry_after(self.core.retry_after_ms_of(code))
     }
 
@@ -78,7 +79,7 @@ impl Chat {
         self.with_delay(Code::Internal)
     }
 
-    async fn sessions(&self, user_id: &str) -> Result<Vec<SessionRecord>, Refused> {
+    pub(super) async fn sessions(&self, user_id: &str) -> Result<Vec<SessionRecord>, Refused> {
         if !(1..=USER_ID_BYTES_MAX).contains(&user_id.len()) {
             let reason = "A user_id of 1 to 128 bytes is needed.";
             return Err(self.refused(Code::BadRequest, reason));
@@ -184,7 +185,15 @@ impl Api for Chat {
             body: request.body,
             attachment: request.attachment,
             does_not_count: request.does_not_count,
+            timestamp_ms: request.timestamp_ms,
+            nonce: request.nonce,
         };
+        self.core.online.pace(&request.sender_id, Paced::ServiceMessage).map_err(|wait_ms| {
+            let reason = "Too many messages in this user's name; slow down.";
+            self.refused(Code::RateLimited, reason).retry_after(wait_ms)
+        })?;
+        seen_before(&self.core, &request.sender_id, &message)
+            .inspect_err(|refused| self.core.count_refusal(refused.code))?;
         let write = append(request.sender_id, message)
             .map_err(|reason| self.refused(Code::BadRequest, reason))?;
         match self.change(write).await? {

@@ -60,6 +60,10 @@ pub struct Metrics {
     pub(crate) reports_dropped: Counter,
     pub(crate) presence_failed: Counter,
     pub(crate) kicked: Counter,
+    pub(crate) presence_events: Counter,
+    pub(crate) presence_streams_ended: Counter,
+    pub(crate) presence_subscriptions: Gauge,
+    pub(crate) paced_buckets: Gauge,
     pub(crate) streams_opened: Counter,
     pub(crate) streams_overflowed: Counter,
     pub(crate) streams_silent: Counter,
@@ -108,6 +112,10 @@ impl Default for Metrics {
             reports_dropped: Counter::default(),
             presence_failed: Counter::default(),
             kicked: Counter::default(),
+            presence_events: Counter::default(),
+            presence_streams_ended: Counter::default(),
+            presence_subscriptions: Gauge::default(),
+            paced_buckets: Gauge::default(),
             streams_opened: Counter::default(),
             streams_overflowed: Counter::default(),
             streams_silent: Counter::default(),
@@ -167,6 +175,14 @@ impl Metrics {
                 reports_dropped;
             "presence_failed", "Presence changes that the registry did not take", presence_failed;
             "kicked", "Sessions ended by the device policy or an administrator", kicked;
+            "presence_events", "Presence events pushed, counted per session", presence_events;
+            "presence_streams_ended",
+                "Streams of presence ended because a service read them too slowly",
+                presence_streams_ended;
+            "presence_subscriptions", "Subscriptions to users' presence", presence_subscriptions;
+            "paced_buckets",
+                "Users, by kind of request, whose rate is in use; limits.paced_buckets_max bounds them",
+                paced_buckets;
             "streams_opened", "Streams of gateway shards since the start", streams_opened;
             "streams_overflowed",
                 "Streams ended because a gateway took less than was sent to it", streams_overflowed;

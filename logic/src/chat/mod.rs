@@ -11,8 +11,9 @@
 //! 2. `processor`: batches, one durable commit each; while one commits, the next gathers
 //! 3. `sync`: replies and deliveries, in commit order, from one task
 //!
-//! Beside it run `reads` (pulls and look-ups), `reports` (to the bus), `presence` (the registry and
-//! the device policy), `rooms` (live messages) and `catch_up` (what a session has missed). `online` is the table of connected sessions, and explains how nothing is
+//! Beside it run `reads` (pulls and look-ups), `reports` (to the bus), `presence` (logins, the registry
+//! and the device policy), `presence_requests` and `watchers` (who wants to know who is online), `logout`
+//! (everywhere at once), `rooms` (live messages) and `catch_up` (what a session has missed). `online` is the table of connected sessions, and explains how nothing is
 //! pushed twice in a steady run and nothing is missed. `api` serves business services through the
 //! same chain.
 //!
@@ -32,9 +33,12 @@
 
 mod api;
 mod catch_up;
+mod logout;
 mod metrics;
 mod online;
+mod paces;
 mod presence;
+mod presence_requests;
 mod processor;
 mod rate;
 mod reads;
@@ -42,8 +46,10 @@ mod receipts;
 mod receiver;
 mod reports;
 mod rooms;
+mod sessions_api;
 mod settings;
 mod sync;
+mod watchers;
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -58,15 +64,24 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{bus::Bus, login::TokenVerifier, registry::Registry, storage::Store};
+use crate::{
+    bus::Bus,
+    login::{ReplayGuard, TokenVerifier},
+    registry::Registry,
+    storage::{Revocations, Store},
+};
 use metrics::{CodeLabel, QueueLabel, TransportLabel};
 use online::{HeldMax, Online, Rates};
+use paces::{PacedRates, Paces};
 use processor::Job;
 use rate::Rate;
 use reports::Business;
 use rooms::Rooms;
+use watchers::{SubscriberId, Watchers, WatchersMax};
 
 pub use metrics::Metrics;
+pub use presence_requests::{OpenPresence, PresencePolicy};
+pub(crate) use receiver::unix_ms;
 pub use rooms::{OpenRooms, RoomPolicy};
 pub use settings::ChatSettings;
 
@@ -82,6 +97,10 @@ pub struct Foundation {
     pub verifier: Arc<dyn TokenVerifier>,
     /// Who may join live rooms and speak in them.
     pub rooms: Arc<dyn RoomPolicy>,
+    /// Whose tokens of before are good no more.
+    pub revocations: Arc<dyn Revocations>,
+    /// Who may see whether somebody is online.
+    pub presence: Arc<dyn PresencePolicy>,
 }
 
 /// See the module.
@@ -110,9 +129,16 @@ pub(crate) struct Core {
     pub gateways: Gateways,
     pub online: Online,
     pub rooms: Rooms,
+    pub revocations: Arc<dyn Revocations>,
+    pub recent_logouts: logout::Recent,
+    pub logins_seen: ReplayGuard,
+    pub sends_seen: ReplayGuard,
+    pub presence_policy: Arc<dyn PresencePolicy>,
+    pub watchers: Watchers,
     pub metrics: Metrics,
     pub lifecycle_waker: Notify,
     pub catch_up_waker: Notify,
+    pub watchers_waker: Notify,
     pub stop: Stop,
 }
 
@@ -161,15 +187,25 @@ impl Core {
 impl Chat {
     /// Starts the chain. Must be called within a tokio runtime.
     pub fn start(foundation: Foundation, settings: ChatSettings, gateways: Gateways) -> Arc<Self> {
+        let rate = |per_second_max, burst_max| Rate { per_second_max, burst_max };
         let rates = Rates {
-            frames: Rate {
-                per_second_max: settings.frames_per_second_max,
-                burst_max: settings.frames_burst_max,
-            },
-            messages: Rate {
-                per_second_max: settings.messages_per_second_max,
-                burst_max: settings.messages_burst_max,
-            },
+            frames: rate(settings.frames_per_second_max, settings.frames_burst_max),
+            messages: rate(settings.messages_per_second_max, settings.messages_burst_max),
+        };
+        let paced = PacedRates {
+            pulls: rate(settings.pulls_per_second_max, settings.pulls_burst_max),
+            presence: rate(settings.presence_per_second_max, settings.presence_burst_max),
+            reports: rate(settings.reports_per_second_max, settings.reports_burst_max),
+            logins: rate(settings.logins_per_second_max, settings.logins_burst_max),
+            service_messages: rate(
+                settings.service_messages_per_second_max,
+                settings.service_messages_burst_max,
+            ),
+        };
+        let watchers_max = WatchersMax {
+            subscriptions_per_session: settings.presence_subscriptions_per_session_max,
+            subscriptions: settings.presence_subscriptions_max,
+            services: settings.presence_streams_max,
         };
         let held_max = HeldMax {
             messages: settings.catch_up_held_max,
@@ -180,8 +216,17 @@ impl Chat {
         let (reads, to_read) = mpsc::channel(settings.reads_queued_max.max(1));
         let (reports, to_publish) = mpsc::channel(settings.reports_queued_max.max(1));
         let core = Arc::new(Core {
-            online: Online::new(rates, held_max),
+            online: Online::new(rates, held_max, Paces::new(paced, settings.paced_buckets_max)),
             rooms: Rooms::new(foundation.rooms, &settings),
+            revocations: foundation.revocations,
+            recent_logouts: logout::Recent::default(),
+            logins_seen: ReplayGuard::new(settings.replay_login),
+            sends_seen: ReplayGuard::new(settings.replay_send),
+            presence_policy: foundation.presence,
+            watchers: Watchers::new(
+                watchers_max,
+                settings.presence_subscribed_for.as_millis() as u64,
+            ),
             settings,
             store: foundation.store,
             registry: foundation.registry,
@@ -191,6 +236,7 @@ impl Chat {
             metrics: Metrics::default(),
             lifecycle_waker: Notify::new(),
             catch_up_waker: Notify::new(),
+            watchers_waker: Notify::new(),
             stop: Stop(watch::Sender::new(false)),
         });
         let stages = vec![
@@ -201,6 +247,7 @@ impl Chat {
         ];
         tokio::spawn(presence::run(core.clone()));
         tokio::spawn(catch_up::run(core.clone()));
+        tokio::spawn(presence_requests::run(core.clone()));
         let intake = Arc::new(Intake { writes, reads, reports });
         Arc::new(Self { core, intake: Mutex::new(Some(intake)), stages: Mutex::new(stages) })
     }
@@ -253,6 +300,9 @@ impl Chat {
         let (lifecycle, catch_ups) = self.core.online.queued();
         gauge("lifecycle", lifecycle, 0);
         gauge("catch_ups", catch_ups, 0);
+        gauge("presence_changes", self.core.watchers.marked(), 0);
+        metrics.presence_subscriptions.set(self.core.watchers.subscriptions() as i64);
+        metrics.paced_buckets.set(self.core.online.paced_buckets() as i64);
         metrics.encode()
     }
 
@@ -292,6 +342,7 @@ impl Backend for Chat {
     }
 
     fn session_ended(&self, session: Arc<Session>, _code: Code) {
+        self.core.watchers.forget(SubscriberId::Session(session.address));
         self.core.online.end(session);
         self.core.lifecycle_waker.notify_one();
     }
@@ -307,7 +358,7 @@ impl Backend for Chat {
             self.core.online.start(session, true);
         }
         for session in kept {
-            self.core.online.keep(session);
+            self.core.online.keep(session, |user_id| self.core.revocations.may_have(user_id));
         }
         self.core.lifecycle_waker.notify_one();
         self.core.catch_up_waker.notify_one();

@@ -16,7 +16,7 @@
 use std::{
     collections::{HashMap, VecDeque, hash_map},
     sync::{Arc, Mutex, MutexGuard},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use millrace_logic_sdk::{Session, SessionAddress};
@@ -26,7 +26,10 @@ use millrace_protocol::{
 };
 use prost::Message as _;
 
-use super::rate::{Bucket, Rate};
+use super::{
+    paces::{Paced, Paces, RequestClass},
+    rate::{Bucket, Rate},
+};
 
 /// A session to push to, and in which form.
 pub(crate) type Receiver = (SessionAddress, Encoding);
@@ -37,6 +40,9 @@ pub(crate) enum Lifecycle {
     Started(Arc<Session>),
     /// A session that logged in when another life of logic served it: the same.
     Replayed(Arc<Session>),
+    /// A session that was known here and whose gateway came back, of a user who may have logged out
+    /// everywhere meanwhile.
+    Returned(Arc<Session>),
     /// A session that is gone.
     Ended(Arc<Session>),
 }
@@ -59,6 +65,7 @@ pub(crate) struct HeldMax {
 pub(crate) struct Online {
     rates: Rates,
     held_max: HeldMax,
+    paces: Paces,
     started_at: Instant,
     table: Mutex<Table>,
 }
@@ -161,8 +168,9 @@ pub(crate) enum Finished {
 }
 
 impl Online {
-    pub(crate) fn new(rates: Rates, held_max: HeldMax) -> Self {
-        Self { rates, held_max, started_at: Instant::now(), table: Mutex::default() }
+    pub(crate) fn new(rates: Rates, held_max: HeldMax, paces: Paces) -> Self {
+        let (started_at, table) = (Instant::now(), Mutex::default());
+        Self { rates, held_max, paces, started_at, table }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -170,7 +178,8 @@ impl Online {
         self.table.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn now_ms(&self) -> u64 {
+    /// Milliseconds since this process began, for rates and for what lasts a while.
+    pub(crate) fn now_ms(&self) -> u64 {
         self.started_at.elapsed().as_millis() as u64
     }
 
@@ -207,9 +216,13 @@ impl Online {
         });
     }
 
-    /// The link of a session was down: what was sent meanwhile is lost, so it catches up again.
-    pub(crate) fn keep(&self, session: Arc<Session>) {
+    /// The link of a session was down: what was sent meanwhile is lost, so it catches up again. Its
+    /// end may be among that, if its user `may_be_over`.
+    pub(crate) fn keep(&self, session: Arc<Session>, may_be_over: impl FnOnce(&str) -> bool) {
         let mut table = self.table();
+        if may_be_over(&session.user_id) {
+            table.lifecycle.push_back(Lifecycle::Returned(session.clone()));
+        }
         if let Some(round) = table.begin_catch_up(&session) {
             table.catch_ups.push_back((session, round));
         }
@@ -260,22 +273,44 @@ impl Online {
         (table.lifecycle.len(), table.catch_ups.len())
     }
 
-    /// Takes the frames of one batch off their users' rates: `message` says whether a frame is a
-    /// message. Err holds how long to wait, in milliseconds.
+    /// Where a user's sessions are.
+    pub(crate) fn sessions_of(&self, user_id: &str) -> Vec<SessionAddress> {
+        let table = self.table();
+        let sessions = table.users.get(user_id).map(|user| &user.sessions);
+        sessions.into_iter().flatten().map(|entry| entry.session.address).collect()
+    }
+
+    /// Takes one request off a user's rate, whether online or not. Err holds how long to wait, in
+    /// milliseconds.
+    pub(crate) fn pace(&self, user_id: &str, kind: Paced) -> Result<(), u32> {
+        self.paces.take(user_id, kind, self.now_ms()).map_err(wait_ms)
+    }
+
+    /// Users and kinds of request whose rate is not unused.
+    pub(crate) fn paced_buckets(&self) -> usize {
+        self.paces.buckets()
+    }
+
+    /// Takes the frames of one batch off their users' rates. Err holds how long to wait, in
+    /// milliseconds.
     pub(crate) fn admit<'a>(
         &self,
-        frames: impl Iterator<Item = (&'a str, bool)>,
+        frames: impl Iterator<Item = (&'a str, RequestClass)>,
         verdicts: &mut Vec<Result<(), u32>>,
     ) {
         let now_ms = self.now_ms();
         let mut table = self.table();
-        for (user_id, message) in frames {
+        for (user_id, class) in frames {
             // A frame of a session that has just ended is taken on; its reply goes nowhere.
             let verdict = table.users.get_mut(user_id).map_or(Ok(()), |user| {
                 user.frames.take(self.rates.frames, now_ms)?;
-                if message { user.messages.take(self.rates.messages, now_ms) } else { Ok(()) }
+                match class {
+                    RequestClass::Frame => Ok(()),
+                    RequestClass::Message => user.messages.take(self.rates.messages, now_ms),
+                    RequestClass::Paced(kind) => self.paces.take(user_id, kind, now_ms),
+                }
             });
-            verdicts.push(verdict.map_err(|wait| wait.as_millis().min(60_000) as u32));
+            verdicts.push(verdict.map_err(wait_ms));
         }
     }
 
@@ -336,6 +371,10 @@ impl Online {
         let table = self.table();
         (table.sessions - table.websockets, table.websockets)
     }
+}
+
+fn wait_ms(wait: Duration) -> u32 {
+    wait.as_millis().min(60_000) as u32
 }
 
 /// The table, locked while the deliveries of one commit are handed out.

@@ -9,7 +9,7 @@ use millrace_logic_sdk::{Accepted, Login, Refused, Session};
 use millrace_protocol::Code;
 use tokio::time::sleep;
 
-use super::{Core, online::Lifecycle, receiver::unix_ms};
+use super::{Core, logout, online::Lifecycle, paces::Paced, receiver::unix_ms};
 use crate::{
     login::authenticate,
     registry::{RegistryError, SessionRecord},
@@ -27,16 +27,21 @@ pub(crate) async fn login(core: &Core, login: Login) -> Result<Accepted, Refused
     if core.is_stopping() {
         return Err(unavailable(core));
     }
+    let (timestamp_ms, nonce) = (login.timestamp_ms, &*login.nonce);
+    core.logins_seen.check_time(timestamp_ms, nonce, unix_ms())?;
     let verified = authenticate(&*core.verifier, &login.user_id, &login.token)
         .await
         .map_err(|error| with_delay(core, error.into()))?;
+    // After the token: nobody uses up the rate of somebody else.
+    pace(core, &verified.user_id)?;
+    logout::check(core, &verified, login.address).await?;
     if core.settings.sessions.may_refuse(&login.platform) {
         let new = SessionRecord {
             user_id: verified.user_id.as_str().into(),
             address: login.address,
             gateway_id: "".into(),
-            device_id: login.device_id.into(),
-            platform: login.platform.into(),
+            device_id: login.device_id.as_str().into(),
+            platform: login.platform.as_str().into(),
             logged_in_at_ms: unix_ms(),
         };
         let existing = core
@@ -48,6 +53,8 @@ pub(crate) async fn login(core: &Core, login: Login) -> Result<Accepted, Refused
             .unwrap_or_default();
         core.settings.sessions.decide(&existing, &new)?;
     }
+    // Last: a login that was refused for anything else may be tried again as it is.
+    core.logins_seen.take(&verified.user_id, timestamp_ms, nonce, unix_ms())?;
     Ok(Accepted {
         user_id: verified.user_id,
         expires_at_ms: verified.expires_at_ms,
@@ -57,9 +64,11 @@ pub(crate) async fn login(core: &Core, login: Login) -> Result<Accepted, Refused
 
 /// Decides about a newer token of a live session.
 pub(crate) async fn refresh(core: &Core, session: &Session, token: &str) -> Result<i64, Refused> {
+    pace(core, &session.user_id)?;
     let verified = authenticate(&*core.verifier, &session.user_id, token)
         .await
         .map_err(|error| with_delay(core, error.into()))?;
+    logout::check(core, &verified, session.address).await?;
     Ok(verified.expires_at_ms)
 }
 
@@ -70,6 +79,7 @@ pub(crate) async fn run(core: Arc<Core>) {
         match core.online.next_lifecycle() {
             Some(Lifecycle::Started(session)) => started(&core, &session, false).await,
             Some(Lifecycle::Replayed(session)) => started(&core, &session, true).await,
+            Some(Lifecycle::Returned(session)) => logout::check_returned(&core, &session).await,
             Some(Lifecycle::Ended(session)) => ended(&core, &session).await,
             None => tokio::select! {
                 () = core.lifecycle_waker.notified() => {}
@@ -81,8 +91,15 @@ pub(crate) async fn run(core: Arc<Core>) {
 
 /// A session has started: it is online, and others may have to go.
 async fn started(core: &Core, session: &Arc<Session>, replayed: bool) {
+    if replayed {
+        logout::check_returned(core, session).await;
+    } else if core.recent_logouts.must_end(&session.user_id, session.address) {
+        core.metrics.kicked.inc();
+        core.gateways.close(session.address, Code::Kicked, logout::REASON);
+    }
     let new = SessionRecord::from(&**session);
     let online = told(core, || core.registry.online(new.clone())).await;
+    changed(core, &session.user_id);
     let Some(mut others) = online else { return };
     // Who logs in is the newest by definition, whatever the clocks of two gateways say. Sessions
     // that are listed after a restart come in any order, so there the login times decide.
@@ -110,6 +127,22 @@ async fn started(core: &Core, session: &Arc<Session>, replayed: bool) {
 async fn ended(core: &Core, session: &Arc<Session>) {
     let record = SessionRecord::from(&**session);
     told(core, || core.registry.offline(&record)).await;
+    changed(core, &session.user_id);
+}
+
+/// Somebody may want to know.
+fn changed(core: &Core, user_id: &str) {
+    if core.watchers.mark(user_id) {
+        core.watchers_waker.notify_one();
+    }
+}
+
+/// Takes a login or a refresh off the user's rate.
+fn pace(core: &Core, user_id: &str) -> Result<(), Refused> {
+    core.online.pace(user_id, Paced::Login).map_err(|wait_ms| {
+        let reason = "Too many logins of this user; wait a little.";
+        Refused::new(Code::RateLimited, reason).retry_after(wait_ms)
+    })
 }
 
 /// Tells the registry something, again if it is away for a moment.

@@ -15,7 +15,7 @@ use millrace_protocol::{
 use prost::Message as _;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::{Core, receiver::decode, sync::empty_body};
+use super::{Core, logout, presence_requests, receiver::decode, sync::empty_body};
 use crate::storage::{StoreError, conversation_id::ConversationName};
 
 /// Rows of one page, when the client names no limit and at most.
@@ -45,6 +45,10 @@ async fn read(core: &Core, inbound: Inbound) {
         command::PULL_CONVERSATIONS => pull_conversations(core, &inbound).await,
         command::GROUP_BY_ID => group_by_id(core, &inbound).await,
         command::TYPING => typing(core, &inbound).await,
+        command::LOGOUT_EVERYWHERE => logout::serve(core, &inbound).await,
+        command::QUERY_PRESENCE | command::SUBSCRIBE_PRESENCE | command::UNSUBSCRIBE_PRESENCE => {
+            presence_requests::serve(core, &inbound).await
+        }
         other => unreachable!("the receiver queues no command {other:#06x} for reading"),
     }
 }

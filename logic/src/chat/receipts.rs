@@ -106,6 +106,7 @@ mod tests {
     use super::Receipts;
     use crate::chat::{
         online::{HeldMax, Online, Rates},
+        paces::{PacedRates, Paces},
         rate::Rate,
     };
 
@@ -129,7 +130,11 @@ mod tests {
         // Nobody is online: nothing is to be sent, and nothing is kept.
         let rate = Rate { per_second_max: 1, burst_max: 1 };
         let held = HeldMax { messages: 1, bytes: 1 };
-        let online = Online::new(Rates { frames: rate, messages: rate }, held);
+        let online = Online::new(
+            Rates { frames: rate, messages: rate },
+            held,
+            Paces::new(PacedRates::all(rate), 1),
+        );
         assert!(receipts.take(&online.deliveries()).is_empty());
         assert_eq!(receipts.due(), None);
     }

@@ -8,7 +8,7 @@
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use millrace_logic_sdk::Inbound;
+use millrace_logic_sdk::{Inbound, Refused};
 use millrace_protocol::{
     Code,
     chat::{DeliverAck, NoticeAck, Read, Report, SendMessage, UpdateConversation},
@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use super::{
     Chat, Core, Intake,
+    paces::RequestClass,
     processor::{Job, Origin},
     reports::Business,
     rooms, sync,
@@ -42,10 +43,7 @@ impl Chat {
         };
         let mut verdicts = Vec::with_capacity(frames.len());
         core.online.admit(
-            frames.iter().map(|f| {
-                let message = matches!(f.command, command::SEND_MESSAGE | command::ROOM_MESSAGE);
-                (&*f.session.user_id, message)
-            }),
+            frames.iter().map(|f| (&*f.session.user_id, RequestClass::of(f.command))),
             &mut verdicts,
         );
         for (inbound, verdict) in frames.into_iter().zip(verdicts) {
@@ -65,6 +63,9 @@ impl Chat {
         match inbound.command {
             command::SEND_MESSAGE => {
                 let Some(message) = decode::<SendMessage>(core, &inbound) else { return };
+                if let Err(refused) = seen_before(core, &inbound.session.user_id, &message) {
+                    return refuse(core, &inbound, refused.code, &refused.reason);
+                }
                 match append(inbound.session.user_id.to_string(), message) {
                     Ok(write) => write_on(core, writes, inbound, write).await,
                     Err(reason) => refuse(core, &inbound, Code::BadRequest, reason),
@@ -98,6 +99,10 @@ impl Chat {
             command::PULL_MESSAGES
             | command::PULL_CONVERSATIONS
             | command::GROUP_BY_ID
+            | command::LOGOUT_EVERYWHERE
+            | command::QUERY_PRESENCE
+            | command::SUBSCRIBE_PRESENCE
+            | command::UNSUBSCRIBE_PRESENCE
             | command::TYPING => {
                 if let Err(inbound) = enqueue(&intake.reads, inbound).await {
                     core.refuse(&inbound, Code::Internal, Code::Internal.sentence());
@@ -124,6 +129,20 @@ impl Chat {
             }
         }
     }
+}
+
+/// Refuses a message that was played again, if this process looks for that.
+pub(crate) fn seen_before(
+    core: &Core,
+    sender_id: &str,
+    message: &SendMessage,
+) -> Result<(), Refused> {
+    if !core.sends_seen.is_on() {
+        return Ok(());
+    }
+    let (timestamp_ms, nonce, now_ms) = (message.timestamp_ms, &*message.nonce, unix_ms());
+    core.sends_seen.check_time(timestamp_ms, nonce, now_ms)?;
+    core.sends_seen.take(sender_id, timestamp_ms, nonce, now_ms)
 }
 
 /// Queues a report for the bus.

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::login::SessionPolicy;
+use crate::login::{ReplayCheck, ReplaySettings, SessionPolicy};
 
 /// The settings of [`Chat`](super::Chat). `Default` is what production starts with.
 #[derive(Clone, Debug)]
@@ -64,6 +64,45 @@ pub struct ChatSettings {
     pub messages_per_second_max: u32,
     /// How many of those at once after a quiet time.
     pub messages_burst_max: u32,
+    /// Pulls and look-ups a second that one user may ask for, over all devices. Above: ERROR
+    /// `rate_limited`.
+    pub pulls_per_second_max: u32,
+    /// How many of those at once after a quiet time.
+    pub pulls_burst_max: u32,
+    /// Questions about presence a second of one user, subscriptions included. Above: ERROR
+    /// `rate_limited`.
+    pub presence_per_second_max: u32,
+    /// How many of those at once after a quiet time.
+    pub presence_burst_max: u32,
+    /// Reports a second of one user. Above: ERROR `rate_limited`.
+    pub reports_per_second_max: u32,
+    /// How many of those at once after a quiet time.
+    pub reports_burst_max: u32,
+    /// Logins, refreshes and logouts everywhere a second of one user. Above: `rate_limited`.
+    pub logins_per_second_max: u32,
+    /// How many of those at once after a quiet time.
+    pub logins_burst_max: u32,
+    /// Messages a second that services may send in one user's name. Above: `rate_limited`.
+    pub service_messages_per_second_max: u32,
+    /// How many of those at once after a quiet time.
+    pub service_messages_burst_max: u32,
+    /// Users, each by kind of request, whose rate is in use: the five kinds above. Full: who is new
+    /// is told `rate_limited`.
+    pub paced_buckets_max: usize,
+    /// Logins that were seen before.
+    pub replay_login: ReplaySettings,
+    /// Messages that were seen before.
+    pub replay_send: ReplaySettings,
+    /// Changes of presence are gathered for so long before subscribers are told.
+    pub presence_interval: Duration,
+    /// How long a session's subscriptions last unless renewed.
+    pub presence_subscribed_for: Duration,
+    /// Users one session may subscribe to. Above: `over_capacity`, and nothing changes.
+    pub presence_subscriptions_per_session_max: usize,
+    /// Subscriptions of all sessions and streams. Above: as before.
+    pub presence_subscriptions_max: usize,
+    /// Streams of presence that services may have open. Above: `over_capacity`.
+    pub presence_streams_max: usize,
     /// Messages a second that clients may send to one live room, all together. Above: ERROR
     /// `rate_limited`, and nobody hears the message.
     pub room_messages_per_second_max: u32,
@@ -119,6 +158,24 @@ impl Default for ChatSettings {
             frames_burst_max: 2_000,
             messages_per_second_max: 200,
             messages_burst_max: 400,
+            pulls_per_second_max: 200,
+            pulls_burst_max: 1_000,
+            presence_per_second_max: 20,
+            presence_burst_max: 100,
+            reports_per_second_max: 500,
+            reports_burst_max: 1_000,
+            logins_per_second_max: 5,
+            logins_burst_max: 50,
+            service_messages_per_second_max: 2_000,
+            service_messages_burst_max: 4_000,
+            paced_buckets_max: 1_000_000,
+            replay_login: ReplaySettings::default(),
+            replay_send: ReplaySettings { check: ReplayCheck::Off, ..ReplaySettings::default() },
+            presence_interval: Duration::from_millis(500),
+            presence_subscribed_for: Duration::from_secs(600),
+            presence_subscriptions_per_session_max: 200,
+            presence_subscriptions_max: 500_000,
+            presence_streams_max: 64,
             room_messages_per_second_max: 100,
             room_messages_burst_max: 200,
             rooms_paced_max: 100_000,

@@ -19,6 +19,9 @@ pub struct Login {
     pub jwt_secret_file: PathBuf,
     /// A PEM file with the public keys that tokens are verified with.
     pub public_key_file: PathBuf,
+    /// For how long it is remembered that a user has logged out everywhere: at least as long as a
+    /// token lives.
+    pub revocations_kept: Duration,
     /// How long after `exp` a token is still good, for clocks that differ.
     pub leeway: Duration,
     /// What `iss` must be; empty: it is not looked at.
@@ -89,6 +92,7 @@ impl Default for Login {
             jwt_secret: String::new(),
             jwt_secret_file: PathBuf::new(),
             public_key_file: PathBuf::new(),
+            revocations_kept: Duration::from_secs(90 * 86_400),
             leeway: Duration::default(),
             issuer: String::new(),
             audience: String::new(),
@@ -132,6 +136,7 @@ impl fmt::Debug for Login {
             .field("method", &self.method)
             .field("jwt_secret_file", &self.jwt_secret_file)
             .field("public_key_file", &self.public_key_file)
+            .field("revocations_kept", &self.revocations_kept)
             .field("leeway", &self.leeway)
             .field("issuer", &self.issuer)
             .field("audience", &self.audience)
@@ -166,6 +171,7 @@ impl Login {
             ("login.jwks.timeout", self.jwks.timeout),
             ("login.jwks.stale_max", self.jwks.stale_max),
             ("login.http.timeout", self.http.timeout),
+            ("login.revocations_kept", self.revocations_kept),
         ] {
             if value.as_millis() == 0 {
                 return Err(Invalid::new(key, "must be at least 1ms"));

@@ -26,6 +26,7 @@ use tonic::{Request, Response, Status};
 
 use crate::api::{Api, Guard};
 
+pub mod sessions;
 #[cfg(test)]
 mod tests;
 
@@ -50,33 +51,33 @@ pub fn routes(api: Arc<dyn Api>, guard: Guard) -> Routes {
         .add_service(users.max_decoding_message_size(MESSAGE_BYTES_MAX))
 }
 
-/// Serves the services until `stop` comes; calls under way are finished.
+/// Serves services until `stop` comes; calls under way are finished.
 ///
 /// # Errors
 /// The listener failed.
 pub async fn serve(
     listener: TcpListener,
-    api: Arc<dyn Api>,
-    guard: Guard,
+    routes: Routes,
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     tonic::transport::Server::builder()
         .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
-        .add_routes(routes(api, guard))
+        .add_routes(routes)
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop)
         .await
 }
 
-struct Door {
-    api: Arc<dyn Api>,
+/// What the services of one trait of calls share.
+struct Door<A: ?Sized = dyn Api> {
+    api: Arc<A>,
     guard: Guard,
 }
 
-impl Door {
+impl<A: ?Sized> Door<A> {
     async fn call<Q, R, F>(
         &self,
         request: Request<Q>,
-        to: impl FnOnce(Arc<dyn Api>, Q) -> F,
+        to: impl FnOnce(Arc<A>, Q) -> F,
     ) -> Result<Response<R>, Status>
     where
         F: Future<Output = Result<R, Refused>>,
@@ -191,6 +192,8 @@ fn status(refused: &Refused) -> Status {
         | Code::Muted
         | Code::RoleTooLow
         | Code::WordBlocked => tonic::Code::PermissionDenied,
+        // A newer caller took over.
+        Code::Replaced => tonic::Code::Aborted,
         Code::TooLate => tonic::Code::FailedPrecondition,
         Code::NotFound => tonic::Code::NotFound,
         Code::AlreadyExists | Code::AlreadyLoggedIn => tonic::Code::AlreadyExists,
@@ -206,7 +209,6 @@ fn status(refused: &Refused) -> Status {
         | Code::IdleTimeout
         | Code::SlowConsumer
         | Code::Kicked
-        | Code::Replaced
         | Code::Internal
         | Code::PeerGone => tonic::Code::Internal,
     };

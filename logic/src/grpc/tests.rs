@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
 
-use super::serve;
+use super::{routes, serve};
 use crate::api::Guard;
 use crate::api::testing::{EchoApi, GROUP};
 
@@ -25,7 +25,7 @@ async fn connect() -> Channel {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = listener.local_addr().expect("bound");
     let guard = Guard::new("token", 8);
-    tokio::spawn(serve(listener, Arc::new(EchoApi), guard, std::future::pending()));
+    tokio::spawn(serve(listener, routes(Arc::new(EchoApi), guard), std::future::pending()));
     let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
     endpoint.connect().await.expect("connected")
 }

@@ -11,6 +11,7 @@
 //! | `POST /v1/broadcast` | `BroadcastResponse` |
 //! | `POST /v1/users/{user_id}/kick` | `KickUserResponse` |
 //! | `GET /v1/users/{user_id}/presence` | `GetPresenceResponse` |
+//! | `/v1/sessions`, `/v1/presence…`, `/v1/users/{user_id}/logout` … | see [`sessions`] |
 //! | `GET /livez`, `/readyz` (without the token) | `{"status"}`, and a reason with 503 |
 
 use std::future::Future;
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{FromRequestParts, Path, Request, State};
+use axum::extract::{FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -37,6 +38,7 @@ use tokio::time::timeout;
 
 use crate::api::{Api, Guard};
 
+pub mod sessions;
 #[cfg(test)]
 mod tests;
 
@@ -55,8 +57,9 @@ impl Default for HttpSettings {
     }
 }
 
-struct Door {
-    api: Arc<dyn Api>,
+/// What the handlers of one trait of calls share.
+struct Door<A: ?Sized = dyn Api> {
+    api: Arc<A>,
     guard: Guard,
     settings: HttpSettings,
 }
@@ -179,9 +182,14 @@ async fn no_such_method() -> Response {
     with_status(StatusCode::METHOD_NOT_ALLOWED, &refused)
 }
 
-impl Door {
+/// Gives routes that were made elsewhere the same words for a method that they do not have.
+fn with_refusals<S: Clone + Send + Sync + 'static>(router: Router<S>) -> Router<S> {
+    router.method_not_allowed_fallback(no_such_method)
+}
+
+impl<A: ?Sized> Door<A> {
     /// Admits a call with a JSON body and passes it on. An absent body is an empty message.
-    async fn call<Q, R, F>(&self, call: Request, to: impl FnOnce(Arc<dyn Api>, Q) -> F) -> Response
+    async fn call<Q, R, F>(&self, call: Request, to: impl FnOnce(Arc<A>, Q) -> F) -> Response
     where
         Q: DeserializeOwned + Default,
         R: Serialize,
@@ -198,11 +206,7 @@ impl Door {
         answer(to(Arc::clone(&self.api), request).await)
     }
 
-    async fn call_without_body<R, F>(
-        &self,
-        call: Request,
-        to: impl FnOnce(Arc<dyn Api>) -> F,
-    ) -> Response
+    async fn call_without_body<R, F>(&self, call: Request, to: impl FnOnce(Arc<A>) -> F) -> Response
     where
         R: Serialize,
         F: Future<Output = Result<R, Refused>>,
@@ -210,6 +214,30 @@ impl Door {
         match self.guard.admit(authorization(&call)) {
             Ok(_permit) => answer(to(Arc::clone(&self.api)).await),
             Err(refused) => refusal(&refused),
+        }
+    }
+
+    /// Admits a call whose parameters are in its query.
+    async fn call_with_query<Q, R, F>(
+        &self,
+        call: Request,
+        to: impl FnOnce(Arc<A>, Q) -> F,
+    ) -> Response
+    where
+        Q: DeserializeOwned,
+        R: Serialize,
+        F: Future<Output = Result<R, Refused>>,
+    {
+        let _permit = match self.guard.admit(authorization(&call)) {
+            Ok(permit) => permit,
+            Err(refused) => return refusal(&refused),
+        };
+        match Query::<Q>::try_from_uri(call.uri()) {
+            Ok(Query(query)) => answer(to(Arc::clone(&self.api), query).await),
+            Err(error) => {
+                let reason = format!("The query is not as expected: {}.", error.body_text());
+                refusal(&Refused::new(Code::BadRequest, reason))
+            }
         }
     }
 

@@ -14,6 +14,7 @@ mod jwks;
 mod keys;
 mod policy;
 mod public_key;
+mod replay;
 #[cfg(test)]
 mod testing;
 
@@ -25,6 +26,7 @@ pub use jwks::{JwksSettings, JwksVerifier};
 pub use keys::BadKey;
 pub use policy::{DeviceClass, Kick, SessionPolicy, WhenFull};
 pub use public_key::PublicKeyVerifier;
+pub use replay::{ReplayCheck, ReplayGuard, ReplaySettings};
 
 /// Whose a token is.
 #[derive(Clone, Debug, PartialEq, Eq)]

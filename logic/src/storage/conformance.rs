@@ -13,6 +13,7 @@ use super::{Outcome, Page, Store, StoreError, Target, Write, conversation_id, li
 mod membership;
 mod messages;
 mod model;
+pub mod revocations;
 
 pub use membership::*;
 pub use messages::*;

@@ -4,6 +4,7 @@
 //! - [`conversation_id`]: how ids of conversations are made
 //! - [`limits`]: bounds of what is stored
 //! - [`embedded`]: the store that needs no server
+//! - [`Revocations`]: which tokens are good no more
 //!
 //! A store decides what only it can decide in one transaction: sequences, duplicates, membership,
 //! cursors. It knows no sessions, sends nothing, and never reads a clock: times come with the
@@ -40,6 +41,9 @@ pub(crate) mod conformance;
 pub mod conversation_id;
 pub mod embedded;
 pub mod limits;
+mod revocations;
+
+pub use revocations::{KeptSession, Revocation, Revocations};
 
 /// All user ids that a conversation's messages go to.
 pub type Members = Arc<[Arc<str>]>;

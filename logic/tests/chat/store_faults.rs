@@ -12,12 +12,12 @@ use std::{
 use async_trait::async_trait;
 use millrace_logic::{
     bus::{MemoryBus, MemoryBusSettings},
-    chat::{Chat, ChatSettings, Foundation, OpenRooms},
+    chat::{Chat, ChatSettings, Foundation, OpenPresence, OpenRooms},
     login::{ClaimRules, Hs256Verifier},
     registry::{MemoryRegistry, MemoryRegistrySettings},
     storage::{
         ConversationPage, Members, Outcome, Page, Store, StoreError, Write,
-        embedded::{EmbeddedStore, Options},
+        embedded::{EmbeddedRevocations, EmbeddedStore, Options},
     },
 };
 use millrace_logic_sdk::{Server, ServerSettings, testing::FakeGateway};
@@ -107,6 +107,8 @@ impl Bench {
     async fn start(settings: ChatSettings, server: ServerSettings, commits: usize) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let inner = EmbeddedStore::open(Options::new(folder.path().join("data"))).expect("opened");
+        let revocations = EmbeddedRevocations::open(inner.side("revocations").expect("a table"));
+        let revocations = Arc::new(revocations.await.expect("read"));
         let store = Arc::new(Handled {
             inner,
             full: AtomicBool::new(false),
@@ -121,6 +123,8 @@ impl Bench {
                 Hs256Verifier::new(SECRET.as_bytes(), &ClaimRules::default()).expect("long enough"),
             ),
             rooms: Arc::new(OpenRooms),
+            revocations,
+            presence: Arc::new(OpenPresence),
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let server =

@@ -134,11 +134,19 @@ pub fn unix_seconds() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs() as i64
 }
 
+pub fn unix_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as i64
+}
+
 /// A token as a business service would issue it.
 pub fn token(user_id: &str, expires_in_seconds: i64) -> String {
-    let claims = json!({ "sub": user_id, "exp": unix_seconds() + expires_in_seconds });
+    token_with(&json!({ "sub": user_id, "exp": unix_seconds() + expires_in_seconds }))
+}
+
+/// The same with any claims.
+pub fn token_with(claims: &Value) -> String {
     let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
-    jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).expect("a token")
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).expect("a token")
 }
 
 /// What tests do with a gateway on behalf of its clients.

@@ -10,11 +10,17 @@ use millrace_protocol::{
 };
 
 use super::{Finished, HeldMax, Lifecycle, Online, Pushed, Rates};
-use crate::chat::rate::Rate;
+use crate::chat::{
+    paces::{Paced, PacedRates, Paces, RequestClass},
+    rate::Rate,
+};
 
 fn table() -> Online {
     let rate = Rate { per_second_max: 0, burst_max: 2 };
-    Online::new(Rates { frames: rate, messages: rate }, HeldMax { messages: 3, bytes: 1_000 })
+    let paced = PacedRates::all(rate);
+    let frames = Rate { burst_max: 10, ..rate };
+    let held_max = HeldMax { messages: 3, bytes: 1_000 };
+    Online::new(Rates { frames, messages: rate }, held_max, Paces::new(paced, 100))
 }
 
 fn session(session_id: u64, user_id: &str) -> Arc<Session> {
@@ -126,7 +132,7 @@ fn a_late_result_of_an_earlier_catch_up_is_void() {
     let (_, first) = online.next_catch_up().unwrap();
     // The link breaks and comes back while the first catch-up runs.
     online.begin_catch_up(&bob);
-    online.keep(bob.clone());
+    online.keep(bob.clone(), |_| false);
     assert!(!online.is_catching_up(&bob, first));
     assert_eq!(finish(&online, &bob, first, pushed(9, Some(9))).0, Finished::Void);
     let (_, second) = online.next_catch_up().unwrap();
@@ -134,7 +140,7 @@ fn a_late_result_of_an_earlier_catch_up_is_void() {
     assert_eq!(finish(&online, &bob, second, pushed(0, None)), (Finished::Live, vec![1]));
     assert!(online.next_catch_up().is_none());
     // And a session that has ended needs none at all.
-    online.keep(bob.clone());
+    online.keep(bob.clone(), |_| false);
     online.end(bob.clone());
     assert!(online.next_catch_up().is_none());
     assert_eq!(finish(&online, &bob, second, pushed(0, None)).0, Finished::Void);
@@ -155,6 +161,7 @@ fn starts_and_ends_reach_the_lifecycle_task_in_order_and_once() {
         order.push(match next {
             Lifecycle::Started(session) => ("started", session.address.session_id),
             Lifecycle::Replayed(session) => ("replayed", session.address.session_id),
+            Lifecycle::Returned(session) => ("returned", session.address.session_id),
             Lifecycle::Ended(session) => ("ended", session.address.session_id),
         });
     }
@@ -168,11 +175,29 @@ fn a_user_shares_one_rate_over_all_devices() {
     online.start(session(1, "bob"), false);
     online.start(session(2, "bob"), false);
     online.start(session(3, "alice"), false);
+    let (message, frame) = (RequestClass::Message, RequestClass::Frame);
+    let pull = RequestClass::Paced(Paced::Pull);
     let mut verdicts = Vec::new();
-    let frames = [("bob", true), ("bob", false), ("bob", true), ("alice", true), ("ghost", true)];
+    let frames = [
+        ("bob", message),
+        ("bob", frame),
+        ("bob", message),
+        ("bob", message),
+        ("bob", pull),
+        ("bob", pull),
+        ("bob", pull),
+        ("alice", message),
+        ("ghost", message),
+    ];
     online.admit(frames.into_iter(), &mut verdicts);
     let admitted: Vec<bool> = verdicts.iter().map(Result::is_ok).collect();
-    assert_eq!(admitted, [true, true, false, true, true]);
+    assert_eq!(admitted, [true, true, true, false, true, true, false, true, true]);
+    // All of them were frames, too: 7 of the 10 are used.
+    let frames = [("bob", frame); 4];
+    verdicts.clear();
+    online.admit(frames.into_iter(), &mut verdicts);
+    let admitted: Vec<bool> = verdicts.iter().map(Result::is_ok).collect();
+    assert_eq!(admitted, [true, true, true, false]);
 }
 
 /// A million sessions: each byte here is a megabyte there.

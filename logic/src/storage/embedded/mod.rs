@@ -40,6 +40,7 @@ use async_trait::async_trait;
 use millrace_protocol::chat;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+pub use self::revocations::{EmbeddedRevocations, REVOCATIONS_MAX};
 pub use self::side::{SideRows, SideTable, SideWrites};
 use self::{
     database::Tables,
@@ -53,6 +54,7 @@ mod database;
 mod encoding;
 mod keys;
 mod reader;
+mod revocations;
 mod rows;
 mod side;
 #[cfg(test)]
