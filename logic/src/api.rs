@@ -21,6 +21,17 @@ pub mod sessions;
 use subtle::ConstantTimeEq;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+mod attachments;
+mod caller;
+mod friends;
+mod users;
+
+pub use attachments::AttachmentsApi;
+pub(crate) use caller::{Access, unix_ms};
+pub use caller::{Caller, CallerGuard, CallerLimits, Principal};
+pub use friends::FriendsApi;
+pub use users::UsersApi;
+
 /// What business services may ask for. Every call fails with [`Refused`]; its code decides the
 /// status that the door answers with. The caller has shown the token already.
 #[async_trait]
@@ -95,27 +106,38 @@ impl Guard {
         Self { token: token.into(), calls }
     }
 
+    /// Whether the header's value shows the API token.
+    pub(crate) fn is_api_token(&self, authorization: &[u8]) -> bool {
+        bearer(authorization).is_some_and(|shown| self.is_token(shown))
+    }
+
+    fn is_token(&self, shown: &[u8]) -> bool {
+        // Compared in constant time: how long it takes tells nothing about the token but its length.
+        !self.token.is_empty() && bool::from(shown.ct_eq(self.token.as_bytes()))
+    }
+
     /// Lets a call in, or refuses it. `authorization` is the header's value.
     pub(crate) fn admit(
         &self,
         authorization: Option<&[u8]>,
     ) -> Result<OwnedSemaphorePermit, Refused> {
-        let shown = authorization.and_then(|value| {
-            let (scheme, token) = value.split_at_checked(7)?;
-            scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
-        });
-        let Some(shown) = shown else {
+        let Some(shown) = authorization.and_then(bearer) else {
             let reason = "Show the API token as Authorization: Bearer <token>.";
             return Err(Refused::new(Code::BadToken, reason));
         };
-        // Compared in constant time: how long it takes tells nothing about the token but its length.
-        if self.token.is_empty() || !bool::from(shown.ct_eq(self.token.as_bytes())) {
+        if !self.is_token(shown) {
             return Err(Refused::new(Code::BadToken, "The API token is wrong."));
         }
         Arc::clone(&self.calls).try_acquire_owned().map_err(|_| {
             Refused::new(Code::OverCapacity, "Too many calls at the same time.").retry_after(1_000)
         })
     }
+}
+
+/// The token of `Authorization: Bearer …`.
+fn bearer(authorization: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = authorization.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
 }
 
 impl std::fmt::Debug for Guard {

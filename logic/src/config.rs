@@ -28,6 +28,14 @@ pub use sessions::{SessionClass, Sessions, SessionsFull};
 
 use crate::{chat::ChatSettings, storage::embedded::Options};
 
+mod attachments;
+mod friends;
+mod users;
+
+pub use attachments::{Attachments, FileStore};
+pub use friends::{Friends, MaySee, MayWrite};
+pub use users::{Registration, SigningAlgorithm, Users};
+
 /// Shortest `login.jwt_secret`: HS256 needs a key of at least the size of its hash (RFC 7518,
 /// section 3.2).
 pub const JWT_SECRET_BYTES_MIN: usize = 32;
@@ -63,6 +71,12 @@ pub struct Config {
     pub store: Store,
     /// Who may come in.
     pub login: Login,
+    /// Users with a password.
+    pub users: Users,
+    /// Friends, blocks, and who may write to whom.
+    pub friends: Friends,
+    /// Files that messages refer to.
+    pub attachments: Attachments,
     /// How many sessions a user may have.
     pub sessions: Sessions,
     /// Requests that were seen before.
@@ -253,6 +267,9 @@ impl Default for Config {
             api: Api::default(),
             store: Store::default(),
             login: Login::default(),
+            users: Users::default(),
+            friends: Friends::default(),
+            attachments: Attachments::default(),
             sessions: Sessions::default(),
             replay: Replay::default(),
             presence: Presence::default(),
@@ -466,6 +483,9 @@ impl Config {
         if limits.reply_bytes_max.as_bytes() < 1024 {
             return Err(Invalid::new("limits.reply_bytes_max", "must be at least 1KiB"));
         }
+        self.users.check()?;
+        self.friends.check()?;
+        self.attachments.check()?;
         if self.store.directory.as_os_str().is_empty() {
             return Err(Invalid::new("store.directory", "must not be empty"));
         }

@@ -6,14 +6,19 @@
 //! - [`bus`]: the trait `Bus` (topics for business services), and one in memory
 //! - [`login`]: whose token it is, and how many sessions a user may have
 //! - [`api`]: what business services may ask; [`http`] and [`grpc`] are its doors
+//! - [`accounts`]: users with a password
+//! - [`attachments`]: files that messages refer to
 //! - [`config`]: the TOML file
 //! - [`Logic`]: all of it, put together as one process
 //!
 //! The arrows run downward: `chat` knows no implementation, and nothing below knows `chat`.
 
+pub mod accounts;
 mod admin;
 pub mod api;
+pub mod attachments;
 pub mod bus;
+mod cache;
 pub mod chat;
 pub mod config;
 pub mod grpc;

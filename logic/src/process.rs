@@ -5,8 +5,10 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use axum::Router;
-use millrace_logic_sdk::{Server, ServerError};
+use millrace_logic_sdk::{Refused, Server, ServerError};
+use millrace_protocol::api::LogoutEverywhereRequest;
 use millrace_service::Invalid;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 
@@ -15,17 +17,26 @@ mod verifier;
 
 use self::{revocations::forget_old, verifier::verifier};
 use crate::{
+    accounts::{Accounts, Friends, FriendsPolicy, FriendsPresence, LogoutEverywhere, NoticeSink},
     admin::{self, Admin},
-    api::{Api, Guard},
+    api::{
+        Api, AttachmentsApi, CallerGuard, FriendsApi, Guard, UsersApi, sessions::SessionsApi as _,
+    },
+    attachments::{self, Attachments, BlobStore, DirectoryBlobs},
     bus::{Bus, MemoryBus, MemoryBusSettings},
     chat::{self, Chat, Foundation, OpenPresence, OpenRooms},
-    config::Config,
+    config::{Config, FileStore, MaySee, Secrets},
     grpc,
     http::{self, HttpSettings},
     registry::{MemoryRegistry, MemoryRegistrySettings},
     storage::{
         Store, StoreError,
-        embedded::{EmbeddedRevocations, EmbeddedStore, Options},
+        accounts::AccountStore,
+        embedded::{
+            EmbeddedAccounts, EmbeddedAttachments, EmbeddedRelations, EmbeddedRevocations,
+            EmbeddedStore, Options,
+        },
+        relations::RelationStore,
     },
 };
 
@@ -112,17 +123,25 @@ impl Logic {
         let http_door = listen("http", config.http.listen.0).await?;
         let grpc_door = listen("grpc", config.grpc.listen.0).await?;
         let admin_door = listen("admin", config.admin.listen.0).await?;
-        let store = open_store(&config).await?;
+        let embedded = open_store(&config).await?;
+        let store: Arc<dyn Store> = embedded.clone();
         let bus: Arc<dyn Bus> = Arc::new(MemoryBus::new(MemoryBusSettings::default()));
-        let revocations = Arc::new(EmbeddedRevocations::open(store.side("revocations")?).await?);
+        let revocations = Arc::new(EmbeddedRevocations::open(embedded.side("revocations")?).await?);
+        let relations: Arc<dyn RelationStore> = Arc::new(EmbeddedRelations::open(&embedded)?);
+        let policy = FriendsPolicy::new(relations.clone(), config.friends.policy()).await?;
+        let files = open_attachments(&config, &secrets, &embedded)?;
         let foundation = Foundation {
             store: store.clone(),
             registry: Arc::new(MemoryRegistry::new(MemoryRegistrySettings::default())),
             bus: bus.clone(),
-            verifier,
+            verifier: verifier.clone(),
             rooms: Arc::new(OpenRooms),
             revocations: revocations.clone(),
-            presence: Arc::new(OpenPresence),
+            presence: match config.friends.presence_policy {
+                MaySee::Everyone => Arc::new(OpenPresence),
+                MaySee::Friends => Arc::new(FriendsPresence(policy.clone())),
+            },
+            gates: vec![policy.clone(), files.clone()],
         };
         let mut chat = None;
         let server = Server::bind(config.link.listen, config.server_settings(), |gateways| {
@@ -140,20 +159,53 @@ impl Logic {
         let leaving = watch::Sender::new(false);
         let api: Arc<dyn Api> = chat.clone();
         let guard = Guard::new(&secrets.api_token, config.api.calls_in_flight_max);
-        let mut doors = Vec::new();
+        let callers = CallerGuard::new(
+            guard.clone(),
+            verifier,
+            revocations.clone(),
+            config.users.caller_limits(),
+        );
+        let accounts: Arc<dyn AccountStore> = Arc::new(EmbeddedAccounts::open(&embedded)?);
+        let friends: Arc<dyn FriendsApi> = Arc::new(Friends::new(
+            relations,
+            accounts.clone(),
+            policy,
+            Arc::new(LiveNotices(chat.clone())),
+            config.friends.settings(),
+        ));
+        let users: Arc<dyn UsersApi> = Arc::new(
+            Accounts::new(
+                accounts,
+                config.users.settings(&config.login),
+                config.users.signing_key(&config.login, &secrets.jwt_secret)?,
+                Arc::new(LogoutOnChange(chat.clone())),
+            )
+            .map_err(|reason| Invalid::new("users", reason))?,
+        );
+        let mut doors =
+            vec![tokio::spawn(until_left(attachments::sweep(files.clone()), leaving.subscribe()))];
         if let Some(door) = http_door {
             let settings = HttpSettings {
                 body_bytes_max: config.api.body_bytes_max.as_usize(),
+                client_address_header: config.users.client_address_header.clone(),
                 ..HttpSettings::default()
             };
             let sessions = http::sessions::routes(chat.clone(), guard.clone(), settings.clone());
-            let router = http::router(api.clone(), guard.clone(), settings).merge(sessions);
-            let router = router.merge(extra);
+            let router = http::router(api.clone(), guard.clone(), settings.clone())
+                .merge(sessions)
+                .merge(http::users::router(users.clone(), callers.clone(), settings.clone()))
+                .merge(http::friends::router(friends.clone(), callers.clone(), settings.clone()))
+                .merge(http::attachments::router(files.clone(), callers.clone(), settings))
+                .merge(extra);
             doors.push(door.serve_http(router, leaving.subscribe()));
         }
         if let Some(door) = grpc_door {
             let routes = grpc::routes(api, guard.clone());
             let routes = grpc::sessions::add_to(routes, chat.clone(), guard);
+            let routes = grpc::with_users(routes, users, callers.clone());
+            let routes = grpc::with_friends(routes, friends, callers.clone());
+            let files: Arc<dyn AttachmentsApi> = files;
+            let routes = grpc::with_attachments(routes, files, callers);
             let serving = grpc::serve(door.listener, routes, left(leaving.subscribe()));
             doors.push(tokio::spawn(async move {
                 if let Err(error) = serving.await {
@@ -171,7 +223,7 @@ impl Logic {
             addresses,
             server,
             chat,
-            store,
+            store: embedded,
             bus,
             leaving,
             doors,
@@ -220,6 +272,31 @@ impl Logic {
     }
 }
 
+/// Ends a user's sessions, and what earlier tokens allow, when the password has changed.
+struct LogoutOnChange(Arc<Chat>);
+
+#[async_trait]
+impl LogoutEverywhere for LogoutOnChange {
+    async fn logout_everywhere(&self, user_id: &str) -> Result<i64, Refused> {
+        let request = LogoutEverywhereRequest {
+            user_id: user_id.to_owned(),
+            reason: "The password was changed; log in with the new one.".to_owned(),
+            ..LogoutEverywhereRequest::default()
+        };
+        self.0.logout_everywhere(request).await.map(|done| done.issued_before_ms)
+    }
+}
+
+/// Tells a user's devices that are online; those that are not find the same by its version.
+struct LiveNotices(Arc<Chat>);
+
+#[async_trait]
+impl NoticeSink for LiveNotices {
+    async fn notify(&self, user_id: &str, kind: u32, body: String) {
+        self.0.notify(user_id, kind, body);
+    }
+}
+
 /// How long a door waits for the requests it is answering.
 const DOOR_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -233,6 +310,48 @@ async fn open_store(config: &Config) -> Result<Arc<EmbeddedStore>, StartError> {
     match opened {
         Ok(store) => Ok(Arc::new(store?)),
         Err(error) => Err(StoreError::Failed(format!("opening it ended: {error}")).into()),
+    }
+}
+
+/// The files that messages refer to.
+fn open_attachments(
+    config: &Config,
+    secrets: &Secrets,
+    store: &Arc<EmbeddedStore>,
+) -> Result<Arc<Attachments>, StartError> {
+    let section = &config.attachments;
+    let directory = section.resolved_directory(&config.store.directory);
+    let wrong = |error: io::Error| {
+        Invalid::new("attachments.directory", format!("{}: {error}", directory.display()))
+    };
+    let blobs: Arc<dyn BlobStore> = match section.store {
+        FileStore::Directory => {
+            Arc::new(DirectoryBlobs::open(directory.join("files")).map_err(wrong)?)
+        }
+        #[cfg(feature = "s3")]
+        FileStore::S3 => {
+            let blobs = attachments::S3Blobs::new(&section.s3());
+            Arc::new(blobs.map_err(|reason| Invalid::new("attachments.s3_bucket", reason))?)
+        }
+        #[cfg(not(feature = "s3"))]
+        FileStore::S3 => {
+            let reason = "this program was built without the feature `s3`";
+            return Err(Invalid::new("attachments.store", reason).into());
+        }
+    };
+    let rows = Arc::new(EmbeddedAttachments::open(store)?);
+    // Both are secret, and one of them is there when a door is open.
+    let secret = format!("{}\n{}", secrets.jwt_secret, secrets.api_token);
+    let settings = section.settings(&directory);
+    let opened = Attachments::new(rows, store.clone(), blobs, settings, secret.as_bytes());
+    Ok(Arc::new(opened.map_err(wrong)?))
+}
+
+/// Runs something until the process leaves.
+async fn until_left(work: impl Future<Output = ()>, leaving: watch::Receiver<bool>) {
+    tokio::select! {
+        () = work => {}
+        () = left(leaving) => {}
     }
 }
 
@@ -262,7 +381,9 @@ async fn left(mut leaving: watch::Receiver<bool>) {
 impl Listening {
     fn serve_http(self, router: Router, leaving: watch::Receiver<bool>) -> JoinHandle<()> {
         tokio::spawn(async move {
-            let serving = axum::serve(self.listener, router).with_graceful_shutdown(left(leaving));
+            // Where a call comes from is what attempts at passwords are counted by.
+            let service = router.into_make_service_with_connect_info::<SocketAddr>();
+            let serving = axum::serve(self.listener, service).with_graceful_shutdown(left(leaving));
             if let Err(error) = serving.await {
                 tracing::error!(%error, "an HTTP door failed");
             }

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{
-    Chat, Core,
+    Chat, Core, gate,
     paces::Paced,
     processor::{Job, Origin},
     receiver::{append, seen_before, unix_ms},
@@ -194,8 +194,11 @@ impl Api for Chat {
         })?;
         seen_before(&self.core, &request.sender_id, &message)
             .inspect_err(|refused| self.core.count_refusal(refused.code))?;
-        let write = append(request.sender_id, message)
+        let mut write = append(request.sender_id, message)
             .map_err(|reason| self.refused(Code::BadRequest, reason))?;
+        gate::admit_write(&self.core, &mut write)
+            .await
+            .inspect_err(|refused| self.core.count_refusal(refused.code))?;
         match self.change(write).await? {
             Outcome::Appended { message, duplicate, .. } => Ok(SendMessageResponse {
                 code: Code::Ok.number(),

@@ -33,6 +33,7 @@
 
 mod api;
 mod catch_up;
+mod gate;
 mod logout;
 mod metrics;
 mod online;
@@ -57,12 +58,14 @@ use std::{
 };
 
 use millrace_logic_sdk::{Accepted, Backend, Gateways, Inbound, Login, Refused, Session};
-use millrace_protocol::Code;
+use millrace_protocol::{Code, chat::Notice, command};
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::JoinHandle,
     time::timeout,
 };
+
+use uuid::Uuid;
 
 use crate::{
     bus::Bus,
@@ -79,6 +82,7 @@ use reports::Business;
 use rooms::Rooms;
 use watchers::{SubscriberId, Watchers, WatchersMax};
 
+pub use gate::{SendGate, SendGates};
 pub use metrics::Metrics;
 pub use presence_requests::{OpenPresence, PresencePolicy};
 pub(crate) use receiver::unix_ms;
@@ -101,6 +105,8 @@ pub struct Foundation {
     pub revocations: Arc<dyn Revocations>,
     /// Who may see whether somebody is online.
     pub presence: Arc<dyn PresencePolicy>,
+    /// Who may send what to whom, beside what the store decides.
+    pub gates: SendGates,
 }
 
 /// See the module.
@@ -126,6 +132,7 @@ pub(crate) struct Core {
     pub registry: Arc<dyn Registry>,
     pub bus: Arc<dyn Bus>,
     pub verifier: Arc<dyn TokenVerifier>,
+    pub gates: SendGates,
     pub gateways: Gateways,
     pub online: Online,
     pub rooms: Rooms,
@@ -232,6 +239,7 @@ impl Chat {
             registry: foundation.registry,
             bus: foundation.bus,
             verifier: foundation.verifier,
+            gates: foundation.gates,
             gateways,
             metrics: Metrics::default(),
             lifecycle_waker: Notify::new(),
@@ -304,6 +312,22 @@ impl Chat {
         metrics.presence_subscriptions.set(self.core.watchers.subscriptions() as i64);
         metrics.paced_buckets.set(self.core.online.paced_buckets() as i64);
         metrics.encode()
+    }
+
+    /// Pushes a NOTICE to every session of a user; who is away does not get it later.
+    pub fn notify(&self, user_id: &str, kind: u32, body: String) {
+        let mut receivers = Vec::new();
+        self.core.online.deliveries().everybody([user_id], None, &mut receivers);
+        if receivers.is_empty() {
+            return;
+        }
+        let notice = Notice {
+            notice_id: Uuid::now_v7().to_string(),
+            r#type: kind,
+            body,
+            sent_at_ms: unix_ms(),
+        };
+        self.core.gateways.send_message(&receivers, command::NOTICE, &notice);
     }
 
     /// The way in; `None` once it is closed.

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::{
-    Chat, Core, Intake,
+    Chat, Core, Intake, gate,
     paces::RequestClass,
     processor::{Job, Origin},
     reports::Business,
@@ -67,7 +67,10 @@ impl Chat {
                     return refuse(core, &inbound, refused.code, &refused.reason);
                 }
                 match append(inbound.session.user_id.to_string(), message) {
-                    Ok(write) => write_on(core, writes, inbound, write).await,
+                    Ok(mut write) => match gate::admit_write(core, &mut write).await {
+                        Ok(()) => write_on(core, writes, inbound, write).await,
+                        Err(refused) => refuse(core, &inbound, refused.code, &refused.reason),
+                    },
                     Err(reason) => refuse(core, &inbound, Code::BadRequest, reason),
                 }
             }

@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use millrace_logic_sdk::Refused;
 use millrace_protocol::Code;
+use millrace_protocol::api::account_service_server::AccountServiceServer;
+use millrace_protocol::api::attachment_service_server::AttachmentServiceServer;
 use millrace_protocol::api::broadcast_service_server::{BroadcastService, BroadcastServiceServer};
+use millrace_protocol::api::friend_service_server::FriendServiceServer;
 use millrace_protocol::api::group_service_server::{GroupService, GroupServiceServer};
 use millrace_protocol::api::message_service_server::{MessageService, MessageServiceServer};
 use millrace_protocol::api::room_service_server::{RoomService, RoomServiceServer};
@@ -24,11 +27,15 @@ use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
-use crate::api::{Api, Guard};
+use crate::api::{Api, AttachmentsApi, CallerGuard, FriendsApi, Guard, UsersApi};
 
+mod attachments;
+mod caller;
+mod friends;
 pub mod sessions;
 #[cfg(test)]
 mod tests;
+mod users;
 
 /// Largest message of a call, in bytes; larger ones are refused with `out_of_range`.
 pub const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
@@ -49,6 +56,28 @@ pub fn routes(api: Arc<dyn Api>, guard: Guard) -> Routes {
         .add_service(rooms.max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(broadcast.max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(users.max_decoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+/// Adds the service of users.
+pub fn with_users(routes: Routes, api: Arc<dyn UsersApi>, guard: CallerGuard) -> Routes {
+    let users = AccountServiceServer::new(caller::CallerDoor { api, guard });
+    routes.add_service(users.max_decoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+/// Adds the service of friends.
+pub fn with_friends(routes: Routes, api: Arc<dyn FriendsApi>, guard: CallerGuard) -> Routes {
+    let friends = FriendServiceServer::new(caller::CallerDoor { api, guard });
+    routes.add_service(friends.max_decoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+/// Adds the service of attachments.
+pub fn with_attachments(
+    routes: Routes,
+    api: Arc<dyn AttachmentsApi>,
+    guard: CallerGuard,
+) -> Routes {
+    let attachments = AttachmentServiceServer::new(caller::CallerDoor { api, guard });
+    routes.add_service(attachments.max_decoding_message_size(MESSAGE_BYTES_MAX))
 }
 
 /// Serves services until `stop` comes; calls under way are finished.

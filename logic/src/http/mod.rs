@@ -38,9 +38,13 @@ use tokio::time::timeout;
 
 use crate::api::{Api, Guard};
 
+pub mod attachments;
+mod caller;
+pub mod friends;
 pub mod sessions;
 #[cfg(test)]
 mod tests;
+pub mod users;
 
 /// Bounds of the HTTP door.
 #[derive(Clone, Debug)]
@@ -49,11 +53,18 @@ pub struct HttpSettings {
     pub body_bytes_max: usize,
     /// How long a body may take to arrive, in milliseconds; after it 408. Default 10,000.
     pub body_ms_max: u32,
+    /// The header in which the nearest proxy says where a call comes from, such as
+    /// `X-Forwarded-For`; its last address counts. Empty: there is no proxy, and the peer's counts.
+    pub client_address_header: String,
 }
 
 impl Default for HttpSettings {
     fn default() -> Self {
-        Self { body_bytes_max: 1024 * 1024, body_ms_max: 10_000 }
+        Self {
+            body_bytes_max: 1024 * 1024,
+            body_ms_max: 10_000,
+            client_address_header: String::new(),
+        }
     }
 }
 
@@ -199,7 +210,7 @@ impl<A: ?Sized> Door<A> {
             Ok(permit) => permit,
             Err(refused) => return refusal(&refused),
         };
-        let request = match self.read(call.into_body()).await {
+        let request = match read_body(&self.settings, call.into_body()).await {
             Ok(request) => request,
             Err(response) => return *response,
         };
@@ -240,31 +251,35 @@ impl<A: ?Sized> Door<A> {
             }
         }
     }
+}
 
-    async fn read<Q: DeserializeOwned + Default>(&self, body: Body) -> Result<Q, Box<Response>> {
-        let max = self.settings.body_bytes_max;
-        let patience = Duration::from_millis(u64::from(self.settings.body_ms_max));
-        let body = match timeout(patience, axum::body::to_bytes(body, max)).await {
-            Ok(Ok(body)) => body,
-            Ok(Err(error)) => {
-                // The cause tells a body that is too large from one that broke off; its type is
-                // private to a crate below, so the sentence covers both.
-                let reason = format!("The body is above {max} bytes or broke off: {error}.");
-                return Err(Box::new(refusal(&Refused::new(Code::TooLarge, reason))));
-            }
-            Err(_) => {
-                let refused = Refused::new(Code::BadRequest, "The body did not arrive in time.");
-                return Err(Box::new(with_status(StatusCode::REQUEST_TIMEOUT, &refused)));
-            }
-        };
-        if body.is_empty() {
-            return Ok(Q::default());
+/// Reads a JSON body within the bounds. An absent one is an empty message.
+async fn read_body<Q: DeserializeOwned + Default>(
+    settings: &HttpSettings,
+    body: Body,
+) -> Result<Q, Box<Response>> {
+    let max = settings.body_bytes_max;
+    let patience = Duration::from_millis(u64::from(settings.body_ms_max));
+    let body = match timeout(patience, axum::body::to_bytes(body, max)).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(error)) => {
+            // The cause tells a body that is too large from one that broke off; its type is
+            // private to a crate below, so the sentence covers both.
+            let reason = format!("The body is above {max} bytes or broke off: {error}.");
+            return Err(Box::new(refusal(&Refused::new(Code::TooLarge, reason))));
         }
-        serde_json::from_slice(&body).map_err(|error| {
-            let reason = format!("The body is not the JSON expected: {error}.");
-            Box::new(refusal(&Refused::new(Code::BadRequest, reason)))
-        })
+        Err(_) => {
+            let refused = Refused::new(Code::BadRequest, "The body did not arrive in time.");
+            return Err(Box::new(with_status(StatusCode::REQUEST_TIMEOUT, &refused)));
+        }
+    };
+    if body.is_empty() {
+        return Ok(Q::default());
     }
+    serde_json::from_slice(&body).map_err(|error| {
+        let reason = format!("The body is not the JSON expected: {error}.");
+        Box::new(refusal(&Refused::new(Code::BadRequest, reason)))
+    })
 }
 
 /// The one variable part of a path.

@@ -3,6 +3,9 @@
 //!
 //! - [`conversation_id`]: how ids of conversations are made
 //! - [`limits`]: bounds of what is stored
+//! - [`accounts`]: users, their passwords and logins
+//! - [`attachments`]: what files there are
+//! - [`relations`]: friends, requests, blocks
 //! - [`embedded`]: the store that needs no server
 //! - [`Revocations`]: which tokens are good no more
 //!
@@ -36,11 +39,14 @@ use async_trait::async_trait;
 use millrace_protocol::{Code, chat};
 use uuid::Uuid;
 
+pub mod accounts;
+pub mod attachments;
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod conversation_id;
 pub mod embedded;
 pub mod limits;
+pub mod relations;
 mod revocations;
 
 pub use revocations::{KeptSession, Revocation, Revocations};

@@ -125,6 +125,7 @@ impl Bench {
             rooms: Arc::new(OpenRooms),
             revocations,
             presence: Arc::new(OpenPresence),
+            gates: vec![],
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let server =

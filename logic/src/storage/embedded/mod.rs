@@ -40,8 +40,13 @@ use async_trait::async_trait;
 use millrace_protocol::chat;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-pub use self::revocations::{EmbeddedRevocations, REVOCATIONS_MAX};
-pub use self::side::{SideRows, SideTable, SideWrites};
+pub use self::{
+    accounts::EmbeddedAccounts,
+    attachments::EmbeddedAttachments,
+    relations::EmbeddedRelations,
+    revocations::{EmbeddedRevocations, REVOCATIONS_MAX},
+    side::{SideRows, SideTable, SideWrites},
+};
 use self::{
     database::Tables,
     side::Sides,
@@ -49,16 +54,18 @@ use self::{
 };
 use super::{ConversationPage, Members, Outcome, Page, Store, StoreError, Write};
 
-mod cache;
+mod accounts;
+mod attachments;
 mod database;
 mod encoding;
 mod keys;
 mod reader;
+mod relations;
 mod revocations;
 mod rows;
 mod side;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod transaction;
 mod writer;
 

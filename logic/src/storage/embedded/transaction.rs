@@ -12,12 +12,12 @@ use std::{collections::HashMap, sync::Arc};
 use millrace_protocol::{Code, chat};
 
 use super::{
-    cache::Cache,
     database::{Changes, Tables},
     encoding::DecodeError,
     keys::{self, Table, UserRow},
     rows::{ConversationRow, DedupeRow, GroupRow, MemberRow, MessageRow, PointerRow, Row},
 };
+use crate::cache::Cache;
 use crate::storage::{
     Members, Outcome, StoreError, Target, Write,
     conversation_id::{self, ConversationName},

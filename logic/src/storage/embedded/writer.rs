@@ -16,11 +16,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Options,
-    cache::Cache,
     database::Tables,
     transaction::{Applied, Caches, Transaction},
 };
-use crate::storage::{Members, Outcome, StoreError, Write};
+use crate::{
+    cache::Cache,
+    storage::{Members, Outcome, StoreError, Write},
+};
 
 /// A commit that takes so long is worth a line in the log.
 const SLOW: Duration = Duration::from_millis(20);

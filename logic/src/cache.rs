@@ -63,6 +63,14 @@ impl<K: Eq + Hash + Clone, V> Cache<K, V> {
 }
 
 #[cfg(test)]
+impl<K: Eq + Hash + Clone, V> Cache<K, V> {
+    /// How many entries it holds.
+    pub fn len(&self) -> usize {
+        self.young.len() + self.old.len()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -1,0 +1,36 @@
+//! What the gRPC services that users call share: who calls, from where, and the status of a refusal.
+
+use std::{future::Future, sync::Arc};
+
+use millrace_logic_sdk::Refused;
+use tonic::{Request, Response, Status};
+
+use super::status;
+use crate::api::{Access, Caller, CallerGuard};
+
+/// A door for users and services to one of the traits of [`crate::api`].
+pub(super) struct CallerDoor<A: ?Sized> {
+    pub(super) api: Arc<A>,
+    pub(super) guard: CallerGuard,
+}
+
+impl<A: ?Sized> CallerDoor<A> {
+    /// Admits a call and passes it on.
+    pub(super) async fn call<Q, R, F>(
+        &self,
+        access: Access,
+        request: Request<Q>,
+        to: impl FnOnce(Arc<A>, Caller, Q) -> F,
+    ) -> Result<Response<R>, Status>
+    where
+        F: Future<Output = Result<R, Refused>>,
+    {
+        let address = request.remote_addr().map(|address| address.ip());
+        let authorization = request.metadata().get("authorization");
+        let authorization = authorization.map(|value| value.as_encoded_bytes());
+        let admitted = self.guard.admit(access, authorization, address).await;
+        let (caller, _permit) = admitted.map_err(|refused| status(&refused))?;
+        let result = to(Arc::clone(&self.api), caller, request.into_inner()).await;
+        result.map(Response::new).map_err(|refused| status(&refused))
+    }
+}
