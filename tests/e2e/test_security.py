@@ -13,7 +13,7 @@ import pytest
 
 from millrace_client import (
     BAD_TOKEN, ERROR, HEARTBEAT, KICK, KICKED, LOGIC_UNAVAILABLE, LOGIN, RATE_LIMITED, REFRESH, REPLACED, REPLAYED, REPLY,
-    SEND_MESSAGE, TOKEN_EXPIRED, TRANSPORTS, JsonConnection, Refused, TcpConnection, WebSocketConnection, api_messages,
+    ROOT, SEND_MESSAGE, TOKEN_EXPIRED, TRANSPORTS, JsonConnection, Refused, TcpConnection, WebSocketConnection, api_messages,
     api_services, chat, mint_token, session, text_message,
 )
 from processes import API_TOKEN, JWT_SECRET
@@ -291,12 +291,8 @@ class Verifier(http.server.BaseHTTPRequestHandler):
 def test_a_service_of_ones_own_verifies_tokens(tiers):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Verifier) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        tiers.stop()
-        tiers.login_settings = (
-            f'method = "http"\n[login.http]\nurl = "http://127.0.0.1:{server.server_port}/verify"\ntoken = "shared"\n'
-        )
-        tiers.start_logic()
-        tiers.start_gateway()
+        url = f"http://127.0.0.1:{server.server_port}/verify"
+        restart_with_login(tiers, f'method = "http"\n[login.http]\nurl = "{url}"\ntoken = "shared"\n')
         connection = TcpConnection(tiers.ready)
         assert connection.login("", "ticket-of-alice").code == 0
         assert connection.request(SEND_MESSAGE, text_message(to="bob")).code == 0
@@ -309,3 +305,91 @@ def test_a_service_of_ones_own_verifies_tokens(tiers):
     assert reply.code == LOGIC_UNAVAILABLE
     # What was verified just now is still good.
     assert TcpConnection(tiers.ready).login("", "ticket-of-alice").code == 0
+
+
+def rsa_numbers():
+    """Modulus, exponent and private exponent of the tests' key, which protects nothing."""
+    text = (ROOT / "logic/src/login/testdata/rsa.key").read_text()
+    der = base64.b64decode("".join(line for line in text.splitlines() if not line.startswith("-")))
+
+    def value(data):
+        """The contents of the first DER value, and what follows it."""
+        length, start = data[1], 2
+        if length & 0x80:
+            start += length & 0x7F
+            length = int.from_bytes(data[2:start], "big")
+        return data[start : start + length], data[start + length :]
+
+    _version, rest = value(value(der)[0])
+    _algorithm, rest = value(rest)
+    _version, rest = value(value(value(rest)[0])[0])
+    numbers = []
+    for _ in range(3):
+        number, rest = value(rest)
+        numbers.append(int.from_bytes(number, "big"))
+    return numbers
+
+
+def text_of(data):
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def signed_rs256(user_id, kid=None, expires_in=600.0):
+    """A token signed with the private half (RFC 8017, PKCS #1 version 1.5)."""
+    modulus, _exponent, private = rsa_numbers()
+    header = {"alg": "RS256", "typ": "JWT", **({"kid": kid} if kid else {})}
+    claims = {"sub": user_id, "exp": int(time.time() + expires_in)}
+    signed = ".".join(text_of(json.dumps(part).encode()) for part in (header, claims))
+    digest = bytes.fromhex("3031300d060960864801650304020105000420") + hashlib.sha256(signed.encode()).digest()
+    size = (modulus.bit_length() + 7) // 8
+    padded = b"\x00\x01" + b"\xff" * (size - len(digest) - 3) + b"\x00" + digest
+    signature = pow(int.from_bytes(padded, "big"), private, modulus).to_bytes(size, "big")
+    return f"{signed}.{text_of(signature)}"
+
+
+def restart_with_login(tiers, settings):
+    tiers.stop()
+    tiers.login_settings = settings
+    tiers.start_logic()
+    tiers.start_gateway()
+
+
+def test_tokens_signed_with_a_private_key_are_verified_by_its_public_half(tiers):
+    pem = ROOT / "logic/src/login/testdata/rsa.pub"
+    restart_with_login(tiers, f'method = "public_key"\npublic_key_file = "{pem}"\n')
+    for transport in TRANSPORTS:
+        assert transport(tiers.ready).login("alice", signed_rs256("alice")).code == 0
+        assert transport(tiers.ready).login("bob", signed_rs256("alice")).code == BAD_TOKEN
+        assert transport(tiers.ready).login("alice", signed_rs256("alice", expires_in=-60)).code == TOKEN_EXPIRED
+        # Neither the secret of the other method nor the public key as a secret opens anything.
+        assert transport(tiers.ready).login("alice", mint_token(JWT_SECRET, "alice")).code == BAD_TOKEN
+        assert transport(tiers.ready).login("alice", mint_token(pem.read_text(), "alice")).code == BAD_TOKEN
+
+
+class KeySet(http.server.BaseHTTPRequestHandler):
+    """An SSO's key set."""
+
+    def do_GET(self):
+        modulus, exponent, _private = rsa_numbers()
+        number = lambda value: text_of(value.to_bytes((value.bit_length() + 7) // 8, "big"))
+        key = {"kty": "RSA", "use": "sig", "alg": "RS256", "kid": "sso-1", "n": number(modulus), "e": number(exponent)}
+        data = json.dumps({"keys": [key]}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_tokens_of_an_sso_are_verified_with_its_key_set_also_while_it_is_away(tiers):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), KeySet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        restart_with_login(tiers, f'method = "jwks"\n[login.jwks]\nurl = "http://127.0.0.1:{server.server_port}/keys"\n')
+        for transport in TRANSPORTS:
+            assert transport(tiers.ready).login("alice", signed_rs256("alice", "sso-1")).code == 0
+            assert transport(tiers.ready).login("alice", signed_rs256("alice", "unheard-of")).code == BAD_TOKEN
+            assert transport(tiers.ready).login("alice", mint_token(JWT_SECRET, "alice")).code == BAD_TOKEN
+        server.shutdown()
+    assert TcpConnection(tiers.ready).login("bob", signed_rs256("bob", "sso-1")).code == 0
