@@ -60,7 +60,7 @@ struct RecentTable {
 struct RecentUser {
     issued_before_ms: i64,
     ends_at_ms: u64,
-    /// Sessions that may stay.
+    /// Sessions that may stay, or were told to leave.
     stay: HashSet<SessionAddress>,
 }
 
@@ -125,10 +125,17 @@ impl Recent {
         }
     }
 
-    /// Whether a session that starts now has a token of before.
-    pub(crate) fn must_end(&self, user_id: &str, address: SessionAddress) -> bool {
+    /// Whether a session has a token of before.
+    #[cfg(test)]
+    fn is_over(&self, user_id: &str, address: SessionAddress) -> bool {
         self.users.load(Ordering::Acquire) > 0
             && self.table().users.get(user_id).is_some_and(|user| !user.stay.contains(&address))
+    }
+
+    /// Whether a session has a token of before and was not told to leave: whoever asks tells it.
+    pub(crate) fn must_end(&self, user_id: &str, address: SessionAddress) -> bool {
+        self.users.load(Ordering::Acquire) > 0
+            && self.table().users.get_mut(user_id).is_some_and(|user| user.stay.insert(address))
     }
 }
 
@@ -292,15 +299,24 @@ mod tests {
     #[test]
     fn a_login_decided_before_the_moment_ends_and_one_after_it_stays() {
         let recent = Recent::default();
-        assert!(!recent.must_end("alice", address(1)));
+        assert!(!recent.is_over("alice", address(1)));
         recent.begin("alice", 1_000, Some(address(7)), 0);
         // Decided on what was stored before.
         recent.admit("alice", 999, address(1));
         recent.admit("alice", 1_000, address(2));
+        assert!(recent.is_over("alice", address(1)));
+        assert!(!recent.is_over("alice", address(2)));
+        assert!(!recent.is_over("alice", address(7)), "it was kept");
+        assert!(!recent.is_over("bob", address(1)));
+    }
+
+    #[test]
+    fn a_session_is_told_once() {
+        let recent = Recent::default();
+        recent.begin("alice", 1_000, None, 0);
         assert!(recent.must_end("alice", address(1)));
-        assert!(!recent.must_end("alice", address(2)));
-        assert!(!recent.must_end("alice", address(7)), "it was kept");
-        assert!(!recent.must_end("bob", address(1)));
+        assert!(!recent.must_end("alice", address(1)));
+        assert!(recent.must_end("alice", address(2)));
     }
 
     #[test]
@@ -309,10 +325,10 @@ mod tests {
         recent.begin("alice", 1_000, None, 0);
         assert_eq!(recent.moment("alice"), Some(1_000));
         recent.cancel("alice", 999);
-        assert!(recent.must_end("alice", address(1)));
+        assert!(recent.is_over("alice", address(1)));
         recent.cancel("alice", 1_000);
         assert_eq!(recent.moment("alice"), None);
-        assert!(!recent.must_end("alice", address(1)));
+        assert!(!recent.is_over("alice", address(1)));
     }
 
     #[test]
@@ -321,12 +337,12 @@ mod tests {
         recent.begin("alice", 1_000, None, 0);
         recent.admit("alice", 1_000, address(2));
         recent.begin("alice", 2_000, None, 30_000);
-        assert!(recent.must_end("alice", address(2)));
+        assert!(recent.is_over("alice", address(2)));
         // The end of the first does not take the second away.
         recent.begin("bob", 1, None, RECENT_MS);
-        assert!(recent.must_end("alice", address(2)));
+        assert!(recent.is_over("alice", address(2)));
         recent.begin("bob", 2, None, 30_000 + RECENT_MS);
-        assert!(!recent.must_end("alice", address(2)));
+        assert!(!recent.is_over("alice", address(2)));
     }
 
     #[test]
@@ -335,8 +351,8 @@ mod tests {
         for number in 0..=RECENT_MAX {
             recent.begin(&format!("user-{number}"), 1, None, 0);
         }
-        assert!(!recent.must_end("user-0", address(1)));
-        assert!(recent.must_end("user-1", address(1)));
+        assert!(!recent.is_over("user-0", address(1)));
+        assert!(recent.is_over("user-1", address(1)));
         assert_eq!(recent.table().users.len(), RECENT_MAX);
     }
 }

@@ -120,19 +120,21 @@ async fn subscribe(
     let (visible, hidden) = visible(core, &inbound.session.user_id, user_ids).await?;
     let address = inbound.session.address;
     let receiver = (address, inbound.session.encoding);
-    core.watchers
+    let ticket = core
+        .watchers
         .subscribe(receiver, &visible, replace, core.online.now_ms())
         .map_err(|full| refusal(core, full))?;
     core.watchers_waker.notify_one();
     if core.gateways.session(address).is_none() {
         // It ended just now, and its end may have come before the subscription.
         core.watchers.forget(SubscriberId::Session(address));
+        inbound.reply_message(&PresenceReply::default());
         return Ok(());
     }
     let users = states(core, &visible).await?;
     let subscriptions = core.watchers.subscriptions_of(address) as u32;
     let subscribed_for_ms = core.settings.presence_subscribed_for.as_millis() as u32;
-    core.watchers.confirm(users, |users| {
+    core.watchers.confirm(ticket, users, |users| {
         let reply = PresenceReply {
             users,
             hidden,
@@ -232,7 +234,7 @@ pub(crate) async fn watch_for(
 ) -> Result<PresenceUpdates, Refused> {
     let user_ids = checked(request.user_ids, SERVICE_USERS_MAX)?;
     let (events, updates) = mpsc::channel(SERVICE_EVENTS_MAX);
-    let id =
+    let (id, ticket) =
         core.watchers.subscribe_service(events.clone(), &user_ids).map_err(|full| match full {
             Full::Subscriber => {
                 let wait_ms = core.retry_after_ms_of(Code::OverCapacity);
@@ -244,7 +246,7 @@ pub(crate) async fn watch_for(
     let watcher = Arc::clone(core);
     let updates = PresenceUpdates::new(updates, move || watcher.watchers.forget(id));
     let users = states(core, &user_ids).await?;
-    core.watchers.confirm(users, |users| {
+    core.watchers.confirm(ticket, users, |users| {
         // The channel is new, so there is room; a receiver that is gone needs nothing.
         let _first = events.try_send(users);
     });

@@ -81,6 +81,8 @@ struct Table {
     ends: BTreeSet<(u64, SubscriberId)>,
     services: usize,
     next_service: u64,
+    /// Subscriptions so far; numbers them.
+    tickets: u64,
 }
 
 struct Subscriber {
@@ -94,10 +96,17 @@ struct Subscriber {
 struct Watched {
     /// Sorted.
     subscribers: Vec<SubscriberId>,
+    /// The subscription that brought the user here. What an earlier one has found may be older than
+    /// changes that nobody was here to note.
+    since: Ticket,
     /// What was told last; `None` until the first subscriber was answered.
     told: Option<Arc<UserPresence>>,
     is_marked: bool,
 }
+
+/// A subscription that waits for its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Ticket(u64);
 
 /// What is to be sent: one list of users to each group of sessions that gets the same.
 pub(crate) type Told = Vec<(Vec<UserPresence>, Vec<Receiver>)>;
@@ -122,18 +131,20 @@ impl Watchers {
         self.table().marked.len()
     }
 
-    /// Subscribes a session to users, to these alone if `replace`, and renews what it has.
+    /// Subscribes a session to users, to these alone if `replace`, and renews what it has. Whoever asks
+    /// looks the users up after this, and hands what was found to [`Watchers::confirm`].
     pub(crate) fn subscribe(
         &self,
         receiver: Receiver,
         users: &[String],
         replace: bool,
         now_ms: u64,
-    ) -> Result<(), Full> {
+    ) -> Result<Ticket, Full> {
         let id = SubscriberId::Session(receiver.0);
         let max = self.max.subscriptions_per_session;
         let mut table = self.table();
-        self.subscribe_in(&mut table, id, Sink::Session(receiver), users, replace, max)?;
+        let sink = Sink::Session(receiver);
+        let ticket = self.subscribe_in(&mut table, id, sink, users, replace, max)?;
         let table = &mut *table;
         if let Some(subscriber) = table.subscribers.get_mut(&id) {
             let ends_at_ms = now_ms + self.lifetime_ms;
@@ -142,7 +153,7 @@ impl Watchers {
             }
             table.ends.insert((ends_at_ms, id));
         }
-        Ok(())
+        Ok(ticket)
     }
 
     /// Subscribes a stream of a service, until it is forgotten.
@@ -150,16 +161,17 @@ impl Watchers {
         &self,
         events: mpsc::Sender<Vec<UserPresence>>,
         users: &[String],
-    ) -> Result<SubscriberId, Full> {
+    ) -> Result<(SubscriberId, Ticket), Full> {
         let mut table = self.table();
         if table.services >= self.max.services {
             return Err(Full::Subscriber);
         }
         table.next_service += 1;
         let id = SubscriberId::Service(table.next_service);
-        self.subscribe_in(&mut table, id, Sink::Service(events), users, false, usize::MAX)?;
+        let sink = Sink::Service(events);
+        let ticket = self.subscribe_in(&mut table, id, sink, users, false, usize::MAX)?;
         table.services += 1;
-        Ok(id)
+        Ok((id, ticket))
     }
 
     fn subscribe_in(
@@ -170,7 +182,7 @@ impl Watchers {
         users: &[String],
         replace: bool,
         subscriber_max: usize,
-    ) -> Result<(), Full> {
+    ) -> Result<Ticket, Full> {
         let has = table.subscribers.get(&id).map(|subscriber| &subscriber.users);
         let has = |user: &str| has.is_some_and(|users| users.contains(user));
         let wanted: BTreeSet<&str> = users.iter().map(String::as_str).collect();
@@ -190,9 +202,12 @@ impl Watchers {
             });
             self.remove(table, id, gone.unwrap_or_default());
         }
+        table.tickets += 1;
+        let ticket = Ticket(table.tickets);
         for user in &new {
             let watched = table.watched.entry(Arc::clone(user)).or_insert_with(|| Watched {
                 subscribers: Vec::with_capacity(1),
+                since: ticket,
                 told: None,
                 is_marked: false,
             });
@@ -208,22 +223,27 @@ impl Watchers {
         });
         subscriber.sink = sink;
         subscriber.users.extend(new);
-        Ok(())
+        Ok(ticket)
     }
 
     /// Answers a subscription: gives each user as it was told to others last, else as it was found
     /// now, and calls `answer` before anything newer goes out.
-    pub(crate) fn confirm(&self, found: Vec<UserPresence>, answer: impl FnOnce(Vec<UserPresence>)) {
+    pub(crate) fn confirm(
+        &self,
+        ticket: Ticket,
+        found: Vec<UserPresence>,
+        answer: impl FnOnce(Vec<UserPresence>),
+    ) {
         let mut table = self.table();
         let confirmed = found
             .into_iter()
             .map(|found| match table.watched.get_mut(&*found.user_id) {
-                Some(watched) => {
+                Some(watched) if watched.told.is_some() || watched.since <= ticket => {
                     let told = watched.told.get_or_insert_with(|| Arc::new(found));
                     UserPresence::clone(told)
                 }
-                // The subscription has ended already.
-                None => found,
+                // The subscription has ended already, and may have begun anew.
+                _ => found,
             })
             .collect();
         answer(confirmed);

@@ -77,7 +77,8 @@ pub(super) fn verify(
     Ok(Verified {
         user_id: claims.sub,
         expires_at_ms: expires_at_ms as i64,
-        issued_at_ms: claims.iat.map(|seconds| (seconds * 1_000.0) as i64),
+        // To the nearest, because a fraction of a second has no exact binary form.
+        issued_at_ms: claims.iat.map(|seconds| (seconds * 1_000.0).round() as i64),
     })
 }
 

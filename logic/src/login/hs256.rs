@@ -132,6 +132,8 @@ mod tests {
             (json!(null), Ok(None)),
             (json!(1_700_000_000), Ok(Some(1_700_000_000_000))),
             (json!(1_700_000_000.25), Ok(Some(1_700_000_000_250))),
+            (json!(1_795_277_184.001), Ok(Some(1_795_277_184_001))),
+            (json!(1_795_277_184.123), Ok(Some(1_795_277_184_123))),
             (json!("yesterday"), Err(Code::BadToken)),
         ] {
             let claims = json!({"sub": "alice", "exp": exp, "iat": iat});

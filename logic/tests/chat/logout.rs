@@ -1,6 +1,8 @@
 //! Logging out everywhere: sessions end, and no token of before opens anything again, whatever
 //! restarts in between.
 
+use std::time::Duration;
+
 use millrace_logic_sdk::{
     Encoding,
     testing::{FakeGateway, FakeGatewaySettings, listed_session, login_request},
@@ -125,6 +127,51 @@ async fn a_service_logs_a_user_out_but_for_one_device() {
         let path = format!("/v1/users/{user_id}/logout");
         let (status, reply) = world.http("POST", &path, json!({})).await;
         assert_eq!((status, &reply["code"]), (400, &json!(Code::BadRequest.number())), "{path}");
+    }
+}
+
+/// Decided before the moment was stored, started after the sessions were told: whatever the order, it
+/// ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_under_way_while_its_user_logs_out_does_not_survive_it() {
+    const USERS: u64 = 40;
+    let world = World::start().await;
+    let mut gateway = world.gateway("a").await;
+    for round in 0..5 {
+        let user_id = |number: u64| format!("user-{round}-{number}");
+        let before = unix_ms() - 1_000;
+        for number in 1..=USERS {
+            let (user_id, session_id) = (user_id(number), round * 1_000 + number);
+            let token = issued(&user_id, before);
+            let request = login_request(session_id, &user_id, &token, "", "", Encoding::Protobuf);
+            gateway.send_login(request).await;
+        }
+        let out = |number| {
+            let path = format!("/v1/users/{}/logout", user_id(number));
+            let world = &world;
+            async move { world.http("POST", &path, json!({})).await }
+        };
+        for (status, reply) in futures::future::join_all((1..=USERS).map(out)).await {
+            assert_eq!(status, 200, "{reply}");
+        }
+        let mut opened = Vec::new();
+        for session_id in round * 1_000 + 1..=round * 1_000 + USERS {
+            let result = gateway.login_result(session_id).await.expect("the stream lives");
+            match Code::from_number(result.code) {
+                Some(Code::Ok) => opened.push(session_id),
+                other => assert_eq!(other, Some(Code::BadToken), "{}", result.reason),
+            }
+        }
+        let mut closed = Vec::new();
+        while closed.len() < opened.len() {
+            let close = tokio::time::timeout(Duration::from_secs(60), gateway.next_close()).await;
+            closed.push(close.expect("every one is told").expect("the stream lives").session_id);
+        }
+        closed.sort_unstable();
+        assert_eq!(closed, opened);
+        for session_id in opened {
+            gateway.end_session(session_id, Code::Kicked).await;
+        }
     }
 }
 

@@ -1,10 +1,12 @@
 //! The promises of the table: told once and what is right, bounded, and empty when nobody watches.
 
+mod storm;
+
 use millrace_logic_sdk::{GatewayKey, SessionAddress};
 use millrace_protocol::{chat::UserPresence, link::Encoding};
 use tokio::sync::mpsc;
 
-use super::{Full, SubscriberId, Told, Watchers, WatchersMax};
+use super::{Full, SubscriberId, Ticket, Told, Watchers, WatchersMax};
 
 const MAX: WatchersMax =
     WatchersMax { subscriptions_per_session: 3, subscriptions: 5, services: 1 };
@@ -29,15 +31,15 @@ fn state(user_id: &str, platforms: &[&str]) -> UserPresence {
     }
 }
 
-fn subscribe(watchers: &Watchers, session_id: u64, users: &[&str]) -> Result<(), Full> {
+fn subscribe(watchers: &Watchers, session_id: u64, users: &[&str]) -> Result<Ticket, Full> {
     let receiver = (address(session_id), Encoding::Protobuf);
     watchers.subscribe(receiver, &names(users), false, 0)
 }
 
 /// Subscribes, and is answered that all are offline.
 fn subscribe_offline(watchers: &Watchers, session_id: u64, users: &[&str]) {
-    subscribe(watchers, session_id, users).expect("there is room");
-    watchers.confirm(users.iter().map(|user| state(user, &[])).collect(), |_| {});
+    let ticket = subscribe(watchers, session_id, users).expect("there is room");
+    watchers.confirm(ticket, users.iter().map(|user| state(user, &[])).collect(), |_| {});
 }
 
 /// Looks everything marked up, as one finds it, and tells; sorted.
@@ -100,20 +102,34 @@ fn who_comes_and_goes_within_an_interval_causes_no_event() {
 fn a_change_between_the_look_up_and_the_answer_is_in_the_answer_or_after_it() {
     // Told meanwhile: the answer says what is newer.
     let first = watchers();
-    subscribe(&first, 1, &["alice"]).expect("room");
+    let ticket = subscribe(&first, 1, &["alice"]).expect("room");
     first.mark("alice");
     assert_eq!(tick(&first, &[state("alice", &["ios"])]), [], "the answer will say it");
     let mut answered = Vec::new();
-    first.confirm(vec![state("alice", &[])], |users| answered = users);
+    first.confirm(ticket, vec![state("alice", &[])], |users| answered = users);
     assert_eq!(answered, [state("alice", &["ios"])]);
     // Told afterwards.
     let second = watchers();
-    subscribe(&second, 1, &["alice"]).expect("room");
+    let ticket = subscribe(&second, 1, &["alice"]).expect("room");
     second.mark("alice");
-    second.confirm(vec![state("alice", &[])], |users| answered = users);
+    second.confirm(ticket, vec![state("alice", &[])], |users| answered = users);
     assert_eq!(answered, [state("alice", &[])]);
     let told = tick(&second, &[state("alice", &["ios"])]);
     assert_eq!(told, [(1, vec![state("alice", &["ios"])])]);
+}
+
+#[test]
+fn a_late_answer_to_a_subscription_that_ended_spoils_no_newer_one() {
+    let watchers = watchers();
+    let first = subscribe(&watchers, 1, &["alice"]).expect("room");
+    // Found offline; then the session ends, alice comes, and another session subscribes.
+    watchers.forget(SubscriberId::Session(address(1)));
+    assert!(!watchers.mark("alice"), "nobody watches");
+    let second = subscribe(&watchers, 2, &["alice"]).expect("room");
+    watchers.confirm(first, vec![state("alice", &[])], |_| {});
+    let mut answered = Vec::new();
+    watchers.confirm(second, vec![state("alice", &["ios"])], |users| answered = users);
+    assert_eq!(answered, [state("alice", &["ios"])]);
 }
 
 #[test]
@@ -123,13 +139,13 @@ fn above_a_bound_a_subscription_is_refused_and_nothing_changes() {
     assert_eq!(watchers.subscriptions(), 2);
     assert_eq!(subscribe(&watchers, 1, &["c", "d"]), Err(Full::Subscriber));
     // Those it has do not count twice.
-    assert_eq!(subscribe(&watchers, 1, &["a", "b", "c"]), Ok(()));
+    assert!(subscribe(&watchers, 1, &["a", "b", "c"]).is_ok());
     assert_eq!(subscribe(&watchers, 2, &["a", "b", "c"]), Err(Full::All));
     assert_eq!((watchers.subscriptions(), watchers.subscriptions_of(address(2))), (3, 0));
-    assert_eq!(subscribe(&watchers, 2, &["a", "b"]), Ok(()));
+    assert!(subscribe(&watchers, 2, &["a", "b"]).is_ok());
     let receiver = (address(2), Encoding::Json);
     // What a replacement gives back is room for it.
-    assert_eq!(watchers.subscribe(receiver, &names(&["x", "b"]), true, 0), Ok(()));
+    assert!(watchers.subscribe(receiver, &names(&["x", "b"]), true, 0).is_ok());
     assert_eq!(watchers.subscriptions(), 5);
     assert!(!watchers.mark("y") && watchers.mark("x"));
     let too_many = watchers.subscribe(receiver, &names(&["1", "2", "3", "4"]), true, 0);
@@ -151,7 +167,7 @@ fn who_leaves_is_told_nothing_and_leaves_nothing_behind() {
     assert_eq!(watchers.unsubscribe(address(2), &[]), 0);
     assert_eq!(tick(&watchers, &[state("alice", &[])]), []);
     assert!(is_empty(&watchers));
-    watchers.confirm(vec![state("alice", &[])], |users| assert_eq!(users.len(), 1));
+    watchers.confirm(Ticket(1), vec![state("alice", &[])], |users| assert_eq!(users.len(), 1));
     assert!(is_empty(&watchers));
 }
 
@@ -176,10 +192,10 @@ fn what_is_not_renewed_ends() {
 fn a_stream_that_does_not_keep_up_is_ended() {
     let watchers = watchers();
     let (events, mut received) = mpsc::channel(1);
-    watchers.subscribe_service(events.clone(), &names(&["alice"])).expect("room");
+    let (_, ticket) = watchers.subscribe_service(events.clone(), &names(&["alice"])).expect("room");
     let second = watchers.subscribe_service(events, &names(&["alice"]));
     assert_eq!(second, Err(Full::Subscriber));
-    watchers.confirm(vec![state("alice", &[])], |_| {});
+    watchers.confirm(ticket, vec![state("alice", &[])], |_| {});
     let tell = |platforms: &[&str]| {
         watchers.mark("alice");
         watchers.take_marked(10);
