@@ -113,16 +113,17 @@ def test_presence_in_the_text_form(dev):
     browser.request("login", {"user_id": me, "token": dev.token(me), "device_id": "browser", "platform": "web"})
     reply = browser.request("subscribe_presence", {"user_ids": [user]})
     assert reply["users"][0]["user_id"] == user
-    dev.connect(TcpConnection, user)
+    other = dev.connect(TcpConnection, user)
     event = browser.wait_for(lambda message: message["command"] == "presence")
     assert event["body"]["users"][0]["online"] is True
+    other.close()
     reply = browser.request("logout_everywhere", {})
     assert int(reply["sessions"]) == 1
     assert browser.wait_for(lambda message: message["command"] == "kick")["body"]["code"] == KICKED
 
 
 def test_presence_and_sessions_over_http_and_grpc(tiers, channel):
-    tiers.connect(TcpConnection, "alice", "phone")
+    alice = tiers.connect(TcpConnection, "alice", "phone")
     presence = api_services.PresenceServiceStub(channel)
     eventually(lambda: presence.QueryPresence(
         api_messages.QueryPresenceRequest(user_ids=["alice"]), metadata=AUTHORIZED, timeout=5).users[0].online)
@@ -145,6 +146,7 @@ def test_presence_and_sessions_over_http_and_grpc(tiers, channel):
     assert bob.wait_for(lambda frame: frame.command == KICK).parse(session.Kick).reason == "one too many"
     out = sessions.LogoutEverywhere(api_messages.LogoutEverywhereRequest(user_id="alice"), metadata=AUTHORIZED, timeout=5)
     assert out.sessions == 1 and out.issued_before_ms > 0
+    assert alice.wait_for(lambda frame: frame.command == KICK).parse(session.Kick).code == KICKED
     for call in (
         lambda: presence.QueryPresence(api_messages.QueryPresenceRequest(user_ids=["a"]), timeout=5),
         lambda: sessions.LogoutEverywhere(api_messages.LogoutEverywhereRequest(user_id="a"), timeout=5),
@@ -211,6 +213,13 @@ def test_a_recorded_message_is_refused_over_every_door(tiers, channel):
         assert (status, reply.get("code", 0)) in ((200, 0), (429, RATE_LIMITED)), reply
         limited += status == 429
     assert limited > 0
+    with pytest.raises(grpc.RpcError) as refused:
+        for number in range(40):
+            messages.SendMessage(
+                api_messages.SendMessageRequest(sender_id="frank", client_message_id=str(number), user_id="bob", type=1),
+                metadata=AUTHORIZED, timeout=5)
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and refused.value.details()
+    assert dict(refused.value.trailing_metadata())["millrace-code"] == str(RATE_LIMITED)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -224,6 +233,17 @@ def test_who_asks_for_presence_too_often_is_told_how_long_to_wait(dev, transport
             return
         connection.send(QUERY_PRESENCE, chat.QueryPresence(user_ids=["nobody"]), request_id=0)
     raise AssertionError("never refused")
+
+
+def test_the_text_form_is_told_to_wait_too(dev):
+    me = dev.user()
+    browser = JsonConnection(dev.ready)
+    browser.request("login", {"user_id": me, "token": dev.token(me), "device_id": "browser"})
+    with pytest.raises(Refused) as refused:
+        for _ in range(2000):
+            browser.request("query_presence", {"user_ids": ["nobody"]})
+            browser.send("query_presence", {"user_ids": ["nobody"]}, request_id=0)
+    assert refused.value.code == RATE_LIMITED and refused.value.reason
 
 
 def test_a_session_ends_with_kick_when_its_token_and_the_grace_are_over(tiers):
@@ -264,7 +284,8 @@ def test_one_phone_whatever_its_make_and_a_second_browser_is_refused(tiers):
     assert reply.code == 0
     kick = first.wait_for(lambda frame: frame.command == KICK).parse(session.Kick)
     assert kick.code == REPLACED and kick.reason
-    assert enter("c", "web")[1].code == 0
+    _third, reply = enter("c", "web")
+    assert reply.code == 0
     eventually(lambda: len(tiers.api().call("GET", "/v1/users/alice/presence")[1]["sessions"]) == 2)
     assert enter("d", "web")[1].code == 19
 

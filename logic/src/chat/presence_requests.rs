@@ -21,7 +21,7 @@ use tokio::{sync::mpsc, time::sleep};
 use super::{
     Core,
     receiver::decode,
-    watchers::{Full, SubscriberId},
+    watchers::{Full, SubscriberId, Ticket},
 };
 use crate::{
     api::sessions::PresenceUpdates, registry::SessionRecord, storage::limits::USER_ID_BYTES_MAX,
@@ -287,14 +287,14 @@ pub(crate) async fn run(core: Arc<Core>) {
 async fn tell_marked(core: &Core) {
     let mut left = core.watchers.marked();
     while left > 0 {
-        let users = core.watchers.take_marked(TOLD_AT_ONCE_MAX.min(left));
+        let (users, ticket) = core.watchers.take_marked(TOLD_AT_ONCE_MAX.min(left));
         left = left.saturating_sub(TOLD_AT_ONCE_MAX);
         let ids: Vec<String> = users.iter().map(|user| String::from(&**user)).collect();
         if ids.is_empty() {
             continue;
         }
         match states(core, &ids).await {
-            Ok(found) => tell(core, found),
+            Ok(found) => tell(core, ticket, found),
             Err(_) => {
                 // The registry is away: these are looked up again in the next interval.
                 for user in &users {
@@ -311,8 +311,8 @@ async fn tell_marked(core: &Core) {
     }
 }
 
-fn tell(core: &Core, found: Vec<UserPresence>) {
-    let slow = core.watchers.tell(found, |told| {
+fn tell(core: &Core, ticket: Ticket, found: Vec<UserPresence>) {
+    let slow = core.watchers.tell(ticket, found, |told| {
         let mut out = core.gateways.batch();
         for (users, receivers) in told {
             core.metrics.presence_events.inc_by(receivers.len() as u64);

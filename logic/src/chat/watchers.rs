@@ -104,7 +104,7 @@ struct Watched {
     is_marked: bool,
 }
 
-/// A subscription that waits for its answer.
+/// A look-up that is under way: for a subscription that waits for its answer, or for all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(u64);
 
@@ -351,8 +351,9 @@ impl Watchers {
         None
     }
 
-    /// The next users to be looked up, up to `users_max`. They may be marked again from now on.
-    pub(crate) fn take_marked(&self, users_max: usize) -> Vec<Arc<str>> {
+    /// The next users to be looked up, up to `users_max`, and what to hand to [`Watchers::tell`] with
+    /// what was found. They may be marked again from now on.
+    pub(crate) fn take_marked(&self, users_max: usize) -> (Vec<Arc<str>>, Ticket) {
         let mut table = self.table();
         let table = &mut *table;
         let count = users_max.min(table.marked.len());
@@ -366,20 +367,27 @@ impl Watchers {
             }
             is_watched
         });
-        taken
+        (taken, Ticket(table.tickets))
     }
 
     /// Tells subscribers what differs from what was told last. Streams of services get it here, and
     /// one that does not keep up is ended; sessions through `send`, under the lock. Returns how
     /// many streams were ended.
-    pub(crate) fn tell(&self, found: Vec<UserPresence>, send: impl FnOnce(Told)) -> usize {
+    pub(crate) fn tell(
+        &self,
+        ticket: Ticket,
+        found: Vec<UserPresence>,
+        send: impl FnOnce(Told),
+    ) -> usize {
         let mut table = self.table();
         let table = &mut *table;
         let mut news: HashMap<SubscriberId, Vec<usize>> = HashMap::new();
         let mut users: Vec<Arc<UserPresence>> = Vec::new();
         for found in found {
             let Some(watched) = table.watched.get_mut(&*found.user_id) else { continue };
-            if watched.told.as_deref().is_some_and(|told| *told == found) {
+            // Whoever came after the look-up has looked for itself.
+            if watched.since > ticket || watched.told.as_deref().is_some_and(|told| *told == found)
+            {
                 continue;
             }
             let found = Arc::new(found);
@@ -398,14 +406,16 @@ impl Watchers {
         let mut slow = Vec::new();
         let mut same: HashMap<Vec<usize>, Vec<Receiver>> = HashMap::new();
         for (id, numbers) in news {
-            match table.subscribers.get(&id).map(|subscriber| &subscriber.sink) {
-                Some(Sink::Session(receiver)) => same.entry(numbers).or_default().push(*receiver),
-                Some(Sink::Service(events)) => {
-                    if events.try_send(list(&numbers)).is_err() {
-                        slow.push(id);
-                    }
+            let is_slow = match table.subscribers.get(&id).map(|subscriber| &subscriber.sink) {
+                Some(Sink::Session(receiver)) => {
+                    same.entry(numbers).or_default().push(*receiver);
+                    false
                 }
-                None => {}
+                Some(Sink::Service(events)) => events.try_send(list(&numbers)).is_err(),
+                None => false,
+            };
+            if is_slow {
+                slow.push(id);
             }
         }
         send(same.into_iter().map(|(numbers, to)| (list(&numbers), to)).collect());

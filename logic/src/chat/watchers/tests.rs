@@ -44,10 +44,10 @@ fn subscribe_offline(watchers: &Watchers, session_id: u64, users: &[&str]) {
 
 /// Looks everything marked up, as one finds it, and tells; sorted.
 fn tick(watchers: &Watchers, found: &[UserPresence]) -> Vec<(u64, Vec<UserPresence>)> {
-    let marked = watchers.take_marked(100);
+    let (marked, ticket) = watchers.take_marked(100);
     let found = found.iter().filter(|f| marked.iter().any(|m| **m == *f.user_id)).cloned();
     let mut told: Told = Vec::new();
-    watchers.tell(found.collect(), |news| told = news);
+    watchers.tell(ticket, found.collect(), |news| told = news);
     let mut by_session: Vec<_> = told
         .into_iter()
         .flat_map(|(users, to)| {
@@ -133,6 +133,20 @@ fn a_late_answer_to_a_subscription_that_ended_spoils_no_newer_one() {
 }
 
 #[test]
+fn a_late_look_up_spoils_no_newer_subscription() {
+    let watchers = watchers();
+    subscribe_offline(&watchers, 1, &["alice"]);
+    watchers.mark("alice");
+    let (_, ticket) = watchers.take_marked(10);
+    // Found offline; then all leave, alice comes, and another session subscribes.
+    watchers.forget(SubscriberId::Session(address(1)));
+    let second = subscribe(&watchers, 2, &["alice"]).expect("room");
+    watchers.confirm(second, vec![state("alice", &["ios"])], |_| {});
+    let stale = state("alice", &["web"]);
+    watchers.tell(ticket, vec![stale], |told| assert!(told.is_empty(), "{told:?}"));
+}
+
+#[test]
 fn above_a_bound_a_subscription_is_refused_and_nothing_changes() {
     let watchers = watchers();
     subscribe_offline(&watchers, 1, &["a", "b", "a"]);
@@ -198,8 +212,8 @@ fn a_stream_that_does_not_keep_up_is_ended() {
     watchers.confirm(ticket, vec![state("alice", &[])], |_| {});
     let tell = |platforms: &[&str]| {
         watchers.mark("alice");
-        watchers.take_marked(10);
-        watchers.tell(vec![state("alice", platforms)], |_| {})
+        let (_, ticket) = watchers.take_marked(10);
+        watchers.tell(ticket, vec![state("alice", platforms)], |_| {})
     };
     assert_eq!(tell(&["ios"]), 0);
     assert_eq!(tell(&[]), 1);

@@ -42,7 +42,7 @@ struct Storm {
     /// Looked up for a subscription of a session, and not answered yet.
     answers: Vec<(u64, Ticket, Vec<UserPresence>)>,
     /// Looked up by the one task that tells, and not told yet.
-    found: Option<Vec<UserPresence>>,
+    found: Option<(Ticket, Vec<UserPresence>)>,
 }
 
 fn described(user: usize, platforms: usize) -> UserPresence {
@@ -115,14 +115,14 @@ impl Storm {
     }
 
     fn look_or_tell(&mut self) {
-        let Some(found) = self.found.take() else {
-            let marked = self.watchers.take_marked(self.random.usize(1..=USERS.len()));
+        let Some((ticket, found)) = self.found.take() else {
+            let (marked, ticket) = self.watchers.take_marked(self.random.usize(1..=USERS.len()));
             let marked: Vec<&str> = marked.iter().map(|user| &**user).collect();
-            self.found = Some(self.look_up(&marked));
+            self.found = Some((ticket, self.look_up(&marked)));
             return;
         };
         let known = &mut self.known;
-        self.watchers.tell(found, |told| {
+        self.watchers.tell(ticket, found, |told| {
             for (users, to) in told {
                 for (address, _) in to {
                     let key = |user: &UserPresence| (address.session_id, user.user_id.clone());
