@@ -32,8 +32,12 @@ pub type Records = (Recorder, Endings, Vec<String>);
 const RAMP_PATIENCE_NS: u64 = 45_000_000_000;
 /// Ending the sessions may take this much longer than the ramp's rate says.
 const LEAVE_SLACK: Duration = Duration::from_secs(60);
-/// The verifier's pulls may take so long.
-const REPAIR_MAX: Duration = Duration::from_secs(30);
+/// The verifier's pulls may take so long, all rounds together.
+const REPAIR_MAX: Duration = Duration::from_secs(60);
+/// One round of them may take so long; then whoever has come back meanwhile is asked.
+const REPAIR_ROUND_MAX: Duration = Duration::from_secs(20);
+/// Between two rounds, so that who was away has a chance to come back.
+const REPAIR_PAUSE: Duration = Duration::from_millis(500);
 /// Everything has arrived when nothing is missing at so many looks in a row; a look is 50 ms and
 /// a thread publishes every 100 ms.
 const QUIET_LOOKS: u32 = 8;
@@ -128,6 +132,7 @@ pub fn run_as(
         settled && is_quiet && counters.get(Counter::Received) >= counters.get(Counter::Expected)
     })?;
 
+    crew.control.enter(Phase::Verify);
     let mut log = crew.collect()?;
     repair(&mut crew, &population, &names, &board, &mut log)?;
     let verdict = Verifier::new(&population, &names, &board, &log).verdict();
@@ -325,7 +330,9 @@ fn wait_until_quiet(
     })
 }
 
-/// Has the clients pull what the records miss, and adds what comes to the records.
+/// Has the clients pull what the records miss, and adds what comes to the records. Answers that
+/// were late may name messages that nobody was asked for yet, and users come back; so it asks
+/// again until nothing is open, for [`REPAIR_MAX`].
 fn repair(
     crew: &mut Crew<Records>,
     population: &Population,
@@ -333,19 +340,35 @@ fn repair(
     board: &Board,
     log: &mut Log,
 ) -> Result<(), RunError> {
-    // Pulls that failed during the load say nothing about those that follow.
-    log.unasked.clear();
-    let repairs = Verifier::new(population, names, board, log).repairs();
-    if repairs.is_empty() {
-        return Ok(());
+    let until_ns = crew.clock.now_ns() + REPAIR_MAX.as_nanos() as u64;
+    loop {
+        let repairs = Verifier::new(population, names, board, log).repairs();
+        let left_ns = until_ns.saturating_sub(crew.clock.now_ns());
+        if repairs.is_empty() || left_ns == 0 {
+            return Ok(());
+        }
+        let threads = crew.control.slots.len();
+        for (thread, slot) in crew.control.slots.iter().enumerate() {
+            let mine = repairs.iter().filter(|repair| repair.user as usize % threads == thread);
+            slot.repair(mine.copied());
+        }
+        let at_most = REPAIR_ROUND_MAX.min(Duration::from_nanos(left_ns));
+        wait_until_quiet(crew, at_most, |snapshot| snapshot.pulls == 0)?;
+        crew.control.slots.iter().for_each(crate::control::Slot::forget_repairs);
+        let answered_before = log.answered.len();
+        collect_more(crew, log)?;
+        if log.answered.len() == answered_before {
+            crew.watch(REPAIR_PAUSE, |_| Wait::More)?;
+        }
     }
-    let threads = crew.control.slots.len();
-    for (thread, slot) in crew.control.slots.iter().enumerate() {
-        let mine = repairs.iter().filter(|repair| repair.user as usize % threads == thread);
-        slot.repair(mine.copied());
-    }
-    wait_until_quiet(crew, REPAIR_MAX, |snapshot| snapshot.pulls == 0)?;
-    log.merge(crew.collect()?);
+}
+
+/// Adds what the threads have noted since the last time.
+fn collect_more(crew: &mut Crew<Records>, log: &mut Log) -> Result<(), RunError> {
+    let more = crew.collect()?;
+    // Who still waits for room messages is said anew each time.
+    log.room_owed.clear();
+    log.merge(more);
     Ok(())
 }
 

@@ -13,9 +13,8 @@ use std::{
 use hdrhistogram::Histogram;
 
 use crate::{
-    log::Log,
+    log::{Log, Range},
     record::{Counters, histogram},
-    verify::Repair,
 };
 
 /// Where the run stands.
@@ -30,12 +29,16 @@ pub enum Phase {
     Load,
     /// The schedule is over; what is on its way arrives.
     Settle,
+    /// Nothing is sent any more, so that what was acknowledged stops growing; users pull what the
+    /// verifier misses.
+    Verify,
     /// Sessions are ended.
     Leave,
 }
 
 impl Phase {
-    const ALL: [Self; 5] = [Self::Ramp, Self::Hold, Self::Load, Self::Settle, Self::Leave];
+    const ALL: [Self; 6] =
+        [Self::Ramp, Self::Hold, Self::Load, Self::Settle, Self::Verify, Self::Leave];
 
     /// For the progress line.
     pub const fn label(self) -> &'static str {
@@ -44,6 +47,7 @@ impl Phase {
             Self::Hold => "hold",
             Self::Load => "load",
             Self::Settle => "settle",
+            Self::Verify => "verify",
             Self::Leave => "leave",
         }
     }
@@ -64,7 +68,7 @@ pub struct Snapshot {
     pub away: u64,
     /// Members that have joined the room.
     pub seats: u64,
-    /// While settling: room messages that members still wait for.
+    /// Once the load is over: room messages that members still wait for.
     pub room_owed: u64,
     /// PULL_MESSAGES on their way, or still to be written.
     pub pulls: u64,
@@ -81,7 +85,7 @@ pub struct Slot {
     /// Delivery latencies since the coordinator last took them.
     recent: Mutex<Histogram<u64>>,
     /// Pulls to make; at most `verify::REPAIRS_MAX`.
-    repairs: Mutex<VecDeque<Repair>>,
+    repairs: Mutex<VecDeque<Range>>,
     log_wanted: AtomicBool,
     log: Mutex<Option<Log>>,
 }
@@ -128,13 +132,18 @@ impl Slot {
     }
 
     /// Gives the thread pulls to make.
-    pub fn repair(&self, repairs: impl IntoIterator<Item = Repair>) {
+    pub fn repair(&self, repairs: impl IntoIterator<Item = Range>) {
         lock(&self.repairs).extend(repairs);
     }
 
     /// The next pull to make.
-    pub fn next_repair(&self) -> Option<Repair> {
+    pub fn next_repair(&self) -> Option<Range> {
         lock(&self.repairs).pop_front()
+    }
+
+    /// Forgets the pulls that there was no time for.
+    pub fn forget_repairs(&self) {
+        lock(&self.repairs).clear();
     }
 
     /// Pulls still to be written.

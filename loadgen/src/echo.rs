@@ -342,7 +342,7 @@ impl Fleet for EchoFleet {
             }
             Phase::Hold => {}
             Phase::Load => self.advance_load(now_ns),
-            Phase::Settle => {
+            Phase::Settle | Phase::Verify => {
                 if self.load.is_some() {
                     self.advance_load(now_ns);
                 }

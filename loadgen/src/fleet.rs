@@ -319,7 +319,7 @@ impl ChatFleet {
             let Some(repair) = self.slot().next_repair() else { return };
             let index = repair.user / self.share.threads;
             let client = &mut self.clients[index as usize];
-            client.pull(now_ns, &mut self.cx, repair.conversation, repair.from, repair.to);
+            client.pull_for_verifier(now_ns, &mut self.cx, repair);
             self.settle(index);
         }
     }
@@ -347,7 +347,7 @@ impl ChatFleet {
             outstanding: self.tally.outstanding,
             away: self.tally.of(Standing::Away) as u64 + self.tally.of(Standing::Leaving) as u64,
             seats: self.cx.seats,
-            room_owed: if self.control.phase() == Phase::Settle { self.room_owed() } else { 0 },
+            room_owed: if self.control.phase() >= Phase::Settle { self.room_owed() } else { 0 },
             pulls: self.cx.pulls_outstanding + self.slot().repairs_waiting(),
             records: self.cx.log.records() as u64,
             errors: self.cx.errors.clone(),
@@ -358,11 +358,7 @@ impl ChatFleet {
             let mut log: Log = std::mem::take(&mut self.cx.log);
             log.unanswered.extend(self.clients.iter().flat_map(Client::unanswered));
             let written = self.cx.board.written();
-            log.room_gaps.extend(self.members().filter_map(|one| one.owed_by_room(written)));
-            let pulling = self.clients.iter().filter(|client| client.is_pulling());
-            log.unasked.extend(pulling.map(Client::user));
-            // Pulls there was no time for: their users were not asked, and lack nothing for sure.
-            log.unasked.extend(std::iter::from_fn(|| slot.next_repair()).map(|repair| repair.user));
+            log.room_owed.extend(self.members().filter_map(|one| one.owed_by_room(written)));
             slot.give_log(log);
         }
     }
@@ -388,6 +384,10 @@ impl Fleet for ChatFleet {
                     // What was due at the very end of the load is still owed.
                     self.advance_load(now_ns);
                 }
+            }
+            Phase::Verify => {
+                self.cx.is_verifying = true;
+                self.load = None;
                 self.advance_repairs(now_ns);
             }
             Phase::Leave => self.advance_leave(now_ns),

@@ -83,6 +83,19 @@ pub struct Unanswered {
     pub target: Target,
 }
 
+/// A range of a conversation, as one user asks for it: both ends inclusive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Range {
+    /// Who asks.
+    pub user: u32,
+    /// The interned conversation.
+    pub conversation: u32,
+    /// The first sequence.
+    pub from: u64,
+    /// The last sequence.
+    pub to: u64,
+}
+
 /// Room messages that a member did not get between two that it did, or at the end: numbers, both
 /// ends inclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,9 +235,12 @@ pub struct Log {
     pub unanswered: Vec<Unanswered>,
     /// Room messages that members did not get.
     pub room_gaps: Vec<RoomGap>,
-    /// Users whom the verifier could not ask: offline, or their pull was refused or unanswered.
-    /// May name a user several times.
-    pub unasked: Vec<u32>,
+    /// Room messages that members still wait for: as things stood when the records were handed
+    /// over, so that later records replace it.
+    pub room_owed: Vec<RoomGap>,
+    /// Ranges that the verifier asked for and got a good answer to. What such an answer did not
+    /// bring is not there; about any other range nothing is known.
+    pub answered: Vec<Range>,
     /// What was seen to be wrong on arrival.
     pub faults: Faults,
 }
@@ -260,7 +276,8 @@ impl Log {
         self.receipts.append(&mut other.receipts);
         self.unanswered.append(&mut other.unanswered);
         self.room_gaps.append(&mut other.room_gaps);
-        self.unasked.append(&mut other.unasked);
+        self.room_owed.append(&mut other.room_owed);
+        self.answered.append(&mut other.answered);
         self.faults.merge(&other.faults);
     }
 }

@@ -111,8 +111,12 @@ table! {
         Intended = "intended",
         /// SEND_MESSAGE frames written the first time.
         Sent = "sent",
-        /// SEND_MESSAGE frames written again.
+        /// SEND_MESSAGE frames written again: after a timeout, a refusal or a lost connection.
         Resent = "resent",
+        /// SEND_MESSAGE frames that were not answered in time.
+        SendTimeouts = "send_timeouts",
+        /// SEND_MESSAGE frames refused with a code that passes.
+        SendRefusals = "send_refusals",
         /// Messages acknowledged as stored.
         Acked = "acked",
         /// Acknowledgements that said `duplicate`.

@@ -399,11 +399,13 @@ impl Report {
         if let Some(verification) = &self.verification {
             writeln!(
                 out,
-                "messages     {} intended, {} sent, {} resent, {} acknowledged ({} as duplicate), \
-                 {} failed, {} unanswered",
+                "messages     {} intended, {} sent, {} resent ({} timeouts, {} refusals), \
+                 {} acknowledged ({} as duplicate), {} failed, {} unanswered",
                 count(Counter::Intended),
                 count(Counter::Sent),
                 count(Counter::Resent),
+                count(Counter::SendTimeouts),
+                count(Counter::SendRefusals),
                 count(Counter::Acked),
                 count(Counter::AckedDuplicate),
                 count(Counter::Failed),

@@ -2,32 +2,21 @@
 //! in order, under gapless sequences.
 //!
 //! It works on the records after the load, so that it costs the load nothing. What it finds
-//! missing it names as ranges to pull ([`Verifier::repairs`]); what stays missing is lost.
+//! missing it names as ranges to pull ([`Verifier::repairs`]). A message is called lost, and a
+//! sequence a gap, only when such a pull was answered and did not bring it: a user who could not
+//! be asked proves nothing, and what it misses is counted as not verified.
 
 use std::collections::BTreeMap;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
-    log::{Ack, FaultKind, Faults, Key, Log, Names, Receipt},
+    log::{Ack, FaultKind, Faults, Key, Log, Names, Range, Receipt},
     room::Board,
     scenario::{Population, Target},
 };
 
-/// A range that a user should pull: both ends inclusive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Repair {
-    /// Who pulls.
-    pub user: u32,
-    /// The interned conversation.
-    pub conversation: u32,
-    /// The first sequence.
-    pub from: u64,
-    /// The last sequence.
-    pub to: u64,
-}
-
-/// Pulls asked for at most; what is missing beyond them is lost without a second look.
+/// Pulls asked for at most in one round; what is missing beyond them waits for the next one.
 pub const REPAIRS_MAX: usize = 200_000;
 
 /// The result.
@@ -45,10 +34,10 @@ pub struct Verdict {
     pub stored_unanswered: u64,
     /// Conversations with at least one message of this run.
     pub conversations: u64,
-    /// Missing deliveries and sequences whose user was not there to be asked: not known to be
-    /// lost, and not verified either.
+    /// Missing deliveries and sequences that nobody gave an answer about: not known to be lost,
+    /// and not verified either.
     pub unverified: u64,
-    /// Such users.
+    /// The users who would have had to answer.
     pub users_unasked: u64,
 }
 
@@ -62,8 +51,58 @@ pub struct Verifier<'a> {
     acks: Vec<Ack>,
     /// Receipts by (conversation, sequence, user).
     receipts: Vec<Receipt>,
-    /// Users who could not be asked for what is missing.
-    unasked: FxHashSet<u32>,
+    answered: Answered,
+}
+
+/// What was asked for and answered, by user and by conversation.
+#[derive(Default)]
+struct Answered {
+    by_user: FxHashMap<(u32, u32), Vec<(u64, u64)>>,
+    by_conversation: FxHashMap<u32, Vec<(u64, u64)>>,
+}
+
+impl Answered {
+    fn new(ranges: &[Range]) -> Self {
+        let mut answered = Self::default();
+        for Range { user, conversation, from, to } in ranges.iter().copied() {
+            answered.by_user.entry((user, conversation)).or_default().push((from, to));
+            answered.by_conversation.entry(conversation).or_default().push((from, to));
+        }
+        let all = answered.by_user.values_mut().chain(answered.by_conversation.values_mut());
+        all.for_each(|ranges| *ranges = joined(std::mem::take(ranges)));
+        answered
+    }
+
+    /// Whether this user was told all it can have of a sequence.
+    fn of_user(&self, user: u32, conversation: u32, sequence: u64) -> bool {
+        let ranges = self.by_user.get(&(user, conversation));
+        ranges.is_some_and(|ranges| covered(ranges, sequence, sequence) == 1)
+    }
+
+    /// Of how many sequences from `from` to `to` some member was told.
+    fn of_anybody(&self, conversation: u32, from: u64, to: u64) -> u64 {
+        self.by_conversation.get(&conversation).map_or(0, |ranges| covered(ranges, from, to))
+    }
+}
+
+/// Sorted, disjoint ranges.
+fn joined(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    ranges.sort_unstable();
+    let mut all: Vec<(u64, u64)> = Vec::new();
+    for (from, to) in ranges {
+        match all.last_mut() {
+            Some((_, end)) if from <= end.saturating_add(1) => *end = (*end).max(to),
+            _ => all.push((from, to)),
+        }
+    }
+    all
+}
+
+/// How many of the sequences from `from` to `to` lie in the ranges.
+fn covered(ranges: &[(u64, u64)], from: u64, to: u64) -> u64 {
+    let first = ranges.partition_point(|(_, end)| *end < from);
+    let within = ranges[first..].iter().take_while(|(start, _)| *start <= to);
+    within.map(|(start, end)| (*end).min(to) - (*start).max(from) + 1).sum()
 }
 
 /// One sequence of one conversation: what was acknowledged under it and who received what.
@@ -95,8 +134,8 @@ impl<'a> Verifier<'a> {
         let mut receipts = log.receipts.clone();
         receipts
             .sort_unstable_by_key(|receipt| (receipt.conversation, receipt.sequence, receipt.user));
-        let unasked = log.unasked.iter().copied().collect();
-        Self { population, names, board, log, acks, receipts, unasked }
+        let answered = Answered::new(&log.answered);
+        Self { population, names, board, log, acks, receipts, answered }
     }
 
     /// Calls `on_place` for every known sequence, in order.
@@ -126,7 +165,8 @@ impl<'a> Verifier<'a> {
 
     /// What is missing and could be had by pulling: acknowledged messages that a recipient has
     /// not got, and sequences that nobody has seen (asked from a member of the conversation).
-    pub fn repairs(&self) -> Vec<Repair> {
+    /// Whoever has answered is not asked again.
+    pub fn repairs(&self) -> Vec<Range> {
         let mut missing: BTreeMap<(u32, u32), Vec<(u64, u64)>> = BTreeMap::new();
         let mut wanted = 0;
         let mut want = |user: u32, conversation: u32, from: u64, to: u64| {
@@ -144,30 +184,32 @@ impl<'a> Verifier<'a> {
         self.for_each_place(|place| {
             if let Some(ack) = place.acks.first() {
                 for user in self.population.recipients(ack.key.sender(), ack.target) {
-                    if !received_by(place.receipts, user) {
-                        want(user, place.conversation, place.sequence, place.sequence);
+                    let (conversation, sequence) = (place.conversation, place.sequence);
+                    if !received_by(place.receipts, user)
+                        && !self.answered.of_user(user, conversation, sequence)
+                    {
+                        want(user, conversation, sequence, sequence);
                     }
                 }
             }
-            if let (Some((from, to)), Some(member)) = (holes.next(&place), place.member()) {
+            if let (Some((from, to)), Some(member)) = (holes.next(&place), place.member())
+                && self.answered.of_anybody(place.conversation, from, to) < to - from + 1
+            {
                 want(member, place.conversation, from, to);
             }
         });
         missing
             .into_iter()
             .flat_map(|((user, conversation), ranges)| {
-                ranges.into_iter().map(move |(from, to)| Repair { user, conversation, from, to })
+                ranges.into_iter().map(move |(from, to)| Range { user, conversation, from, to })
             })
             .collect()
     }
 
     /// The verdict.
     pub fn verdict(&self) -> Verdict {
-        let mut verdict = Verdict {
-            faults: self.log.faults.clone(),
-            users_unasked: self.unasked.len() as u64,
-            ..Verdict::default()
-        };
+        let mut verdict = Verdict { faults: self.log.faults.clone(), ..Verdict::default() };
+        let mut unasked = FxHashSet::default();
         let targets = self.targets();
         let mut places_of: FxHashMap<Key, (u32, u64)> = FxHashMap::default();
         let mut holes = Holes::default();
@@ -177,11 +219,15 @@ impl<'a> Verifier<'a> {
                 last_conversation = Some(place.conversation);
                 verdict.conversations += 1;
             }
-            self.check_place(&place, &targets, &mut verdict);
+            self.check_place(&place, &targets, &mut verdict, &mut unasked);
             self.check_stored_once(&place, &mut places_of, &mut verdict.faults);
             if let Some((from, to)) = holes.next(&place) {
-                if place.member().is_some_and(|member| self.unasked.contains(&member)) {
-                    verdict.unverified += to - from + 1;
+                let known = self.answered.of_anybody(place.conversation, from, to);
+                if known < to - from + 1 {
+                    verdict.unverified += to - from + 1 - known;
+                    unasked.extend(place.member());
+                }
+                if known == 0 {
                     return;
                 }
                 verdict.faults.add(FaultKind::Gap, || {
@@ -190,6 +236,7 @@ impl<'a> Verifier<'a> {
                 });
             }
         });
+        verdict.users_unasked = unasked.len() as u64;
         self.check_room(&mut verdict.faults);
         // A message may have been noted as unanswered and be acknowledged later, or be noted twice.
         let acked: FxHashSet<Key> = self.acks.iter().map(|ack| ack.key).collect();
@@ -202,7 +249,7 @@ impl<'a> Verifier<'a> {
 
     /// Room messages are live: what a member who stayed did not get is lost.
     fn check_room(&self, faults: &mut Faults) {
-        for gap in &self.log.room_gaps {
+        for gap in self.log.room_gaps.iter().chain(&self.log.room_owed) {
             for number in gap.from..=gap.to {
                 if self.board.certain_in(number, number) > 0 {
                     faults.add(FaultKind::RoomLost, || {
@@ -228,6 +275,7 @@ impl<'a> Verifier<'a> {
         place: &Place<'_>,
         targets: &FxHashMap<Key, Target>,
         verdict: &mut Verdict,
+        unasked: &mut FxHashSet<u32>,
     ) {
         let faults = &mut verdict.faults;
         let message = |key: Key| key.client_message_id(self.population.run);
@@ -274,8 +322,9 @@ impl<'a> Verifier<'a> {
                 verdict.expected += 1;
                 if received_by(place.receipts, user) {
                     verdict.found += 1;
-                } else if self.unasked.contains(&user) {
+                } else if !self.answered.of_user(user, place.conversation, place.sequence) {
                     verdict.unverified += 1;
+                    unasked.insert(user);
                 } else {
                     verdict.faults.add(FaultKind::Lost, || {
                         let lost = message(ack.key);
@@ -352,9 +401,9 @@ impl Holes {
 
 #[cfg(test)]
 mod tests {
-    use super::{Repair, Verdict, Verifier};
+    use super::{Verdict, Verifier};
     use crate::{
-        log::{Ack, FaultKind, Key, Log, Names, Receipt, RoomGap, Unanswered},
+        log::{Ack, FaultKind, Key, Log, Names, Range, Receipt, RoomGap, Unanswered},
         room::Board,
         scenario::{Population, Target},
     };
@@ -413,8 +462,14 @@ mod tests {
         with_names(log, |verifier| verifier.verdict())
     }
 
-    fn repairs(log: &Log) -> Vec<Repair> {
+    fn repairs(log: &Log) -> Vec<Range> {
         with_names(log, |verifier| verifier.repairs())
+    }
+
+    /// Everybody is asked for what is missing, and has nothing more to tell.
+    fn ask_in_vain(log: &mut Log) {
+        let asked = repairs(log);
+        log.answered.extend(asked);
     }
 
     /// The run has exactly this one kind of fault, so often.
@@ -461,9 +516,11 @@ mod tests {
         let mut log = good_run();
         log.receipts.retain(|r| !(r.user == 3 && r.conversation == GROUP && r.sequence >= 29));
         // User 3 sent sequence 27 (27 mod 4) and received 28; 29 and 30 are missing.
-        assert_only(&log, FaultKind::Lost, 2);
-        let asked = Repair { user: 3, conversation: GROUP, from: 29, to: 30 };
+        let asked = Range { user: 3, conversation: GROUP, from: 29, to: 30 };
         assert_eq!(repairs(&log), [asked]);
+        ask_in_vain(&mut log);
+        assert_only(&log, FaultKind::Lost, 2);
+        assert_eq!(repairs(&log), [], "nobody is asked twice");
     }
 
     #[test]
@@ -471,10 +528,35 @@ mod tests {
         let mut log = good_run();
         log.receipts.retain(|r| !(r.user == 3 && r.conversation == GROUP && r.sequence >= 29));
         log.receipts.retain(|r| !(r.user == 2 && r.conversation == GROUP && r.sequence == 28));
-        log.unasked = vec![3, 3];
+        ask_in_vain(&mut log);
+        log.answered.retain(|range| range.user != 3);
         assert_only(&log, FaultKind::Lost, 1);
         let verdict = verdict(&log);
         assert_eq!((verdict.unverified, verdict.users_unasked), (2, 1));
+    }
+
+    #[test]
+    fn what_was_acknowledged_after_everybody_was_asked_is_asked_for_again_before_it_is_lost() {
+        let mut log = good_run();
+        ask_in_vain(&mut log);
+        // While the pulls ran, an answer to a message of user 8 arrived: sequence 33, and nobody
+        // has seen it, nor the two before it.
+        let key = Key::new(8, 99);
+        log.acks.push(Ack { key, sequence: 33, conversation: PAIR, target: Target::user(9) });
+        let found = verdict(&log);
+        assert_eq!(found.faults.total(), 0, "{:?}", found.faults.examples());
+        assert_eq!((found.unverified, found.users_unasked), (3, 2));
+        let of = |user, from, to| Range { user, conversation: PAIR, from, to };
+        assert_eq!(repairs(&log), [of(8, 31, 32), of(9, 33, 33)]);
+        log.answered.push(of(8, 31, 31));
+        let found = verdict(&log);
+        assert_eq!(found.faults.count(FaultKind::Gap), 1, "31 is not there");
+        assert_eq!(found.unverified, 2, "32 and 33 may be");
+        ask_in_vain(&mut log);
+        let found = verdict(&log);
+        assert_eq!(found.unverified, 0);
+        assert_eq!(found.faults.count(FaultKind::Gap), 1);
+        assert_eq!(found.faults.count(FaultKind::Lost), 1);
     }
 
     #[test]
@@ -482,11 +564,12 @@ mod tests {
         let mut log = good_run();
         log.acks.retain(|ack| (ack.conversation, ack.sequence) != (GROUP, 12));
         log.receipts.retain(|receipt| (receipt.conversation, receipt.sequence) != (GROUP, 12));
-        assert_only(&log, FaultKind::Gap, 1);
         let asked = repairs(&log);
         assert_eq!(asked.len(), 1);
         assert_eq!((asked[0].conversation, asked[0].from, asked[0].to), (GROUP, 12, 12));
         assert!(asked[0].user < 4, "a member is asked");
+        ask_in_vain(&mut log);
+        assert_only(&log, FaultKind::Gap, 1);
     }
 
     #[test]
@@ -523,6 +606,8 @@ mod tests {
         assert_eq!(verdict(&log).faults.total(), 0);
         log.room_gaps.push(RoomGap { user: 3, from: 3, to: 6 });
         assert_only(&log, FaultKind::RoomLost, 3);
+        log.room_owed.push(RoomGap { user: 3, from: 10, to: 10 });
+        assert_only(&log, FaultKind::RoomLost, 4);
     }
 
     #[test]
@@ -578,10 +663,11 @@ mod tests {
         log.receipts.extend([50, 60, 99, 100].map(|sequence| foreign(PAIR, sequence, 8)));
         // Nobody has seen what came before in the group, so it is asked for, and is a gap if it
         // cannot be had.
-        assert_only(&log, FaultKind::Gap, 1);
         let asked = repairs(&log);
         assert_eq!(asked.len(), 1);
         assert_eq!((asked[0].conversation, asked[0].from, asked[0].to), (GROUP, 100, 100));
+        ask_in_vain(&mut log);
+        assert_only(&log, FaultKind::Gap, 1);
         log.receipts.push(foreign(GROUP, 100, 1));
         let verdict = verdict(&log);
         assert_eq!(verdict.faults.total(), 0, "{:?}", verdict.faults.examples());

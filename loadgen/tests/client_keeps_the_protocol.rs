@@ -302,23 +302,149 @@ fn after_a_reconnect_redeliveries_are_counted_and_the_client_pulls_from_where_it
 }
 
 #[test]
-fn an_unanswered_message_is_sent_four_times_under_one_id_and_then_given_up() {
+fn an_unanswered_message_is_sent_a_few_times_under_one_id_and_then_given_up() {
     let mut bench = Bench::ready();
     let intended_ns = bench.now_ns;
     bench.client.send(bench.now_ns, &mut bench.cx, Target::user(1), intended_ns);
     let mut sent = bench.written_of(command::SEND_MESSAGE);
-    let later = bench.pass(70 * SECOND);
+    // 15 s, 30 s and 60 s, each with up to half of it more; the age ends what is left.
+    let later = bench.pass(120 * SECOND);
     sent.extend(later.into_iter().filter(|(header, _)| header.command == command::SEND_MESSAGE));
-    assert_eq!(sent.len(), 4);
+    assert!((3..=4).contains(&sent.len()), "{} times", sent.len());
     let ids: Vec<String> =
         sent.iter().map(|f| decode::<chat::SendMessage>(f).client_message_id).collect();
     assert!(ids.iter().all(|id| *id == ids[0]));
     let flags: Vec<bool> =
         sent.iter().map(|(header, _)| header.flags.contains(Flags::RETRANSMISSION)).collect();
-    assert_eq!(flags, [false, true, true, true]);
+    assert!(!flags[0] && flags[1..].iter().all(|again| *again), "{flags:?}");
+    assert_eq!(bench.count(Counter::Resent), sent.len() as u64 - 1);
+    assert!(bench.count(Counter::SendTimeouts) >= bench.count(Counter::Resent));
     assert_eq!(bench.count(Counter::Failed), 1);
     assert_eq!(bench.client.outstanding(), 0);
     assert_eq!(bench.cx.log.unanswered.len(), 1);
+}
+
+/// When the frames of a command are written within a span, in nanoseconds from now.
+fn moments(bench: &mut Bench, wanted: u16, span_ns: u64) -> Vec<u64> {
+    let (start_ns, step_ns) = (bench.now_ns, 10 * NS_PER_MS);
+    let mut moments = Vec::new();
+    while bench.now_ns < start_ns + span_ns {
+        let written = bench.pass(step_ns);
+        let count = written.iter().filter(|(header, _)| header.command == wanted).count();
+        moments.extend(std::iter::repeat_n(bench.now_ns - start_ns, count));
+    }
+    moments
+}
+
+#[test]
+fn resends_spread_and_come_ever_later_so_that_a_slow_server_gets_less_to_do() {
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    for seed in 0..40 {
+        let mut bench = Bench::ready();
+        bench.cx.random.seed(seed);
+        let now_ns = bench.now_ns;
+        bench.client.send(now_ns, &mut bench.cx, Target::user(1), now_ns);
+        assert_eq!(bench.written_of(command::SEND_MESSAGE).len(), 1);
+        let at = moments(&mut bench, command::SEND_MESSAGE, 119 * SECOND);
+        assert!((15 * SECOND..=23 * SECOND).contains(&at[0]), "seed {seed}: {at:?}");
+        let wait_ns = at[1] - at[0];
+        assert!((30 * SECOND..=46 * SECOND).contains(&wait_ns), "seed {seed}: {at:?}");
+        first.push(at[0]);
+        second.push(wait_ns);
+    }
+    let spread =
+        |waits: &[u64]| waits.iter().max().copied() >= waits.iter().min().map(|w| w + 3 * SECOND);
+    assert!(spread(&first) && spread(&second), "users do not come together: {first:?} {second:?}");
+}
+
+#[test]
+fn a_refused_message_waits_longer_each_time_and_is_given_up_in_the_end() {
+    for (retry_after_ms, seed) in [(0, 1), (0, 2), (3000, 3)] {
+        let mut bench = Bench::ready();
+        bench.cx.random.seed(seed);
+        let now_ns = bench.now_ns;
+        bench.client.send(now_ns, &mut bench.cx, Target::user(1), now_ns);
+        let (mut waits, mut since_ns) = (Vec::new(), bench.now_ns);
+        let mut sent = bench.written_of(command::SEND_MESSAGE);
+        while let Some((header, _)) = sent.pop() {
+            waits.push(bench.now_ns - since_ns);
+            since_ns = bench.now_ns;
+            let code = Code::RateLimited.number();
+            let error = session::Error { code, retry_after_ms, ..session::Error::default() };
+            bench.receive(&frame(command::ERROR, header.request_id, &error));
+            while sent.is_empty() && bench.client.outstanding() > 0 {
+                let written = bench.pass(10 * NS_PER_MS);
+                let is_send = |frame: &Frame| frame.0.command == command::SEND_MESSAGE;
+                sent.extend(written.into_iter().filter(is_send));
+            }
+        }
+        assert!(waits.len() <= 11, "seed {seed}: {waits:?}");
+        for (refusals, wait_ns) in waits.iter().enumerate().skip(1) {
+            let least_ms = (500_u64 << (refusals - 1)).min(16_000).max(u64::from(retry_after_ms));
+            let least_ns = least_ms * NS_PER_MS;
+            let bounds = least_ns..2 * least_ns + SECOND;
+            assert!(bounds.contains(wait_ns), "seed {seed}, refusal {refusals}: {waits:?}");
+        }
+        assert_eq!(bench.count(Counter::SendRefusals), waits.len() as u64, "seed {seed}");
+        assert_eq!(bench.count(Counter::Failed), 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn lost_connections_do_not_make_a_message_be_sent_without_end() {
+    let mut bench = Bench::ready();
+    let now_ns = bench.now_ns;
+    bench.client.send(now_ns, &mut bench.cx, Target::user(1), now_ns);
+    let mut writes = bench.written_of(command::SEND_MESSAGE).len();
+    for _ in 0..10 {
+        bench.client.ended(bench.now_ns, &mut bench.cx);
+        assert!(matches!(bench.client.take_wish(), Some(Wish::Close { .. })));
+        bench.pass(SECOND);
+        let login = bench.connect();
+        bench.accept(login.0.request_id);
+        writes += bench.written_of(command::SEND_MESSAGE).len();
+    }
+    assert_eq!(writes, 4, "the first and resends_max");
+    assert_eq!(bench.count(Counter::Failed), 1);
+    assert_eq!(bench.cx.log.unanswered.len(), 1);
+}
+
+#[test]
+fn nothing_is_sent_while_the_verifier_is_at_work() {
+    let mut bench = Bench::ready();
+    let now_ns = bench.now_ns;
+    bench.client.send(now_ns, &mut bench.cx, Target::user(1), now_ns);
+    assert_eq!(bench.written_of(command::SEND_MESSAGE).len(), 1);
+    bench.cx.is_verifying = true;
+    let later = bench.pass(100 * SECOND);
+    assert!(later.iter().all(|(header, _)| header.command == command::HEARTBEAT));
+    assert_eq!(bench.client.outstanding(), 1, "it stays unanswered, and is not given up");
+    bench.client.ended(bench.now_ns, &mut bench.cx);
+    bench.client.take_wish();
+    bench.pass(SECOND);
+    let login = bench.connect();
+    bench.accept(login.0.request_id);
+    assert_eq!(bench.written_of(command::SEND_MESSAGE).len(), 0);
+}
+
+#[test]
+fn a_refused_pull_is_asked_again_ever_later() {
+    let mut bench = Bench::ready();
+    bench.deliver(1);
+    bench.deliver(4);
+    let (mut at, start_ns) = (Vec::new(), bench.now_ns);
+    while bench.now_ns < start_ns + 40 * SECOND {
+        for (header, _) in bench.pass(10 * NS_PER_MS) {
+            if header.command == command::PULL_MESSAGES {
+                at.push((bench.now_ns - start_ns) / SECOND);
+                let code = Code::LogicUnavailable.number();
+                let error = session::Error { code, ..session::Error::default() };
+                bench.receive(&frame(command::ERROR, header.request_id, &error));
+            }
+        }
+    }
+    assert_eq!(at, [1, 3, 7, 15, 31]);
+    assert_eq!(bench.cx.pulls_outstanding, 0);
 }
 
 #[test]
@@ -327,7 +453,7 @@ fn two_acknowledgements_of_one_message_must_agree() {
         let mut bench = Bench::ready();
         bench.client.send(bench.now_ns, &mut bench.cx, Target::user(1), SECOND);
         let mut sent = bench.written_of(command::SEND_MESSAGE);
-        let later = bench.pass(16 * SECOND);
+        let later = bench.pass(23 * SECOND);
         sent.extend(
             later.into_iter().filter(|(header, _)| header.command == command::SEND_MESSAGE),
         );

@@ -125,6 +125,17 @@ fn an_undelivered_message_that_can_be_pulled_is_not_lost_but_counted() {
 }
 
 #[test]
+fn what_is_acknowledged_while_the_verifier_asks_is_asked_for_and_not_called_lost() {
+    // The last message of the run.
+    let server = Server::start(Plant::AcknowledgeLate, 440);
+    let report = run_with(&server, &[]).expect("a result");
+    assert_eq!(report.exit_code, 0, "{}", report.to_text());
+    assert_eq!(report.counters["acked"], 440, "{}", report.to_text());
+    assert!(report.counters["pulled"] >= 2, "{}", report.to_text());
+    assert_eq!(report.verification.as_ref().expect("verified").unverified, 0);
+}
+
+#[test]
 fn a_stalled_server_raises_the_latency_and_does_not_lower_the_rate() {
     let stall = Duration::from_millis(1500);
     let (report, _server) = run(Plant::Stall(stall), &["--duration", "3s"]);
@@ -252,6 +263,17 @@ fn a_refusal_that_passes_is_retried_with_the_same_id() {
     assert_eq!(report.refusals["logic_unavailable"], 1);
     assert_eq!(report.counters["acked"], 440);
     server.with_model(|model| assert_eq!(model.retransmissions, 1));
+}
+
+#[test]
+fn a_server_that_refuses_everything_twice_gets_no_more_than_two_resends_of_each() {
+    let server = Server::start(Plant::RefuseAll(2), 0);
+    let report = run_with(&server, &["--settle", "30s"]).expect("a result");
+    assert_eq!(report.exit_code, 0, "{}", report.to_text());
+    assert_eq!(report.counters["acked"], 440, "{}", report.to_text());
+    assert_eq!(report.counters["send_refusals"], 2 * 440);
+    assert_eq!(report.counters["resent"], 2 * 440);
+    server.with_model(|model| assert_eq!(model.sends, 3 * 440));
 }
 
 #[test]

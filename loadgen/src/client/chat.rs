@@ -12,13 +12,14 @@ use super::{
     outbox::Outgoing,
 };
 use crate::{
-    log::{Ack, FaultKind, Key, Receipt, Unanswered},
+    log::{Ack, FaultKind, Key, Range, Receipt, Unanswered},
     record::{Counter, Metric},
 };
 
 /// Messages asked for in one pull: the protocol's maximum.
 const PULL_LIMIT: u32 = 100;
-/// Pulls of one hole that may bring nothing before the client leaves it to the verifier.
+/// Pulls of one hole that may be refused or bring nothing before the client leaves it to the
+/// verifier.
 const PULLS_IN_VAIN_MAX: u8 = 8;
 /// Text messages (type 1).
 const TYPE_TEXT: u32 = 1;
@@ -74,7 +75,16 @@ impl Client {
 
     /// Writes what waits in the outbox, as far as the socket keeps up.
     pub(super) fn write_outbox(&mut self, now_ns: u64, cx: &mut Context) {
+        if cx.is_verifying {
+            return;
+        }
         while let Some(entry) = self.next_to_write(now_ns) {
+            let age_ns = now_ns.saturating_sub(entry.intended_ns);
+            if entry.unanswered() > cx.settings.resends_max || age_ns >= cx.settings.send_age_max_ns
+            {
+                self.give_up(cx, entry.counter);
+                continue;
+            }
             if !self.may_write() {
                 self.look_at_outbox(now_ns + 50 * NS_PER_MS);
                 return;
@@ -114,11 +124,13 @@ impl Client {
         cx.record.counters.add(counter);
         let request_id = self.write(cx, command::SEND_MESSAGE, flags, &message.encode_to_vec());
         self.await_reply(request_id, now_ns, Request::Send(entry.counter));
+        let timeout_ns = cx.settings.send_timeout_ns << entry.unanswered().min(16);
+        let until_ns = now_ns + timeout_ns + cx.random.u64(0..=timeout_ns / 2);
         if let Some(entry) = self.busy().outbox.get_mut(entry.counter) {
-            entry.written_ns = now_ns;
+            entry.awaited_until_ns = until_ns;
             entry.writes += 1;
         }
-        self.look_at_outbox(now_ns + cx.settings.send_timeout_ns);
+        self.look_at_outbox(until_ns);
     }
 
     fn send_reply(
@@ -202,21 +214,8 @@ impl Client {
                     self.give_up(cx, counter);
                     return;
                 }
-                let wait = u64::from(retry_after_ms.max(500)) * NS_PER_MS;
-                let not_before_ns = now_ns + wait + cx.random.u64(0..wait);
-                // An attempt that is still on its way may yet be answered; then this one is too.
-                let busy = self.busy();
-                let on_its_way = busy
-                    .pending
-                    .iter()
-                    .any(|other| matches!(other.what, Request::Send(same) if same == counter));
-                if let Some(entry) = busy.outbox.get_mut(counter)
-                    && !on_its_way
-                {
-                    entry.written_ns = 0;
-                    entry.not_before_ns = not_before_ns;
-                    busy.outbox_due_ns = busy.outbox_due_ns.min(not_before_ns);
-                }
+                cx.record.counters.add(Counter::SendRefusals);
+                self.send_refused(now_ns, cx, counter, retry_after_ms);
             }
             Request::Pull { conversation, .. } => {
                 cx.pulls_outstanding -= 1;
@@ -225,6 +224,32 @@ impl Client {
             Request::Join | Request::Publish { .. } => self.room_refused(now_ns, cx, pending),
             Request::Acknowledged { .. } | Request::Login => {}
         }
+    }
+
+    /// A message was refused for now: it comes again later, the later the more often it was.
+    fn send_refused(&mut self, now_ns: u64, cx: &mut Context, counter: u32, retry_after_ms: u32) {
+        let busy = self.busy();
+        // An attempt that is still on its way may yet be answered; then this one is too.
+        let on_its_way = busy
+            .pending
+            .iter()
+            .any(|other| matches!(other.what, Request::Send(same) if same == counter));
+        let Some(entry) = busy.outbox.get_mut(counter) else { return };
+        entry.refusals += 1;
+        if on_its_way {
+            return;
+        }
+        if entry.refusals > cx.settings.refusals_max {
+            self.give_up(cx, counter);
+            return;
+        }
+        let doubled = cx.settings.refusal_base_ns << (entry.refusals - 1).min(16);
+        let wait_ns = doubled.min(cx.settings.refusal_cap_ns);
+        let wait_ns = wait_ns.max(u64::from(retry_after_ms) * NS_PER_MS).max(1);
+        entry.awaited_until_ns = 0;
+        entry.not_before_ns = now_ns + wait_ns + cx.random.u64(0..wait_ns);
+        let not_before_ns = entry.not_before_ns;
+        self.look_at_outbox(not_before_ns);
     }
 
     fn give_up(&mut self, cx: &mut Context, counter: u32) {
@@ -237,18 +262,19 @@ impl Client {
 
     /// Resends what was not answered in time, gives up what is too old, writes what is due.
     fn tick_outbox(&mut self, now_ns: u64, cx: &mut Context) {
+        if cx.is_verifying {
+            self.busy().outbox_due_ns = u64::MAX;
+            return;
+        }
         let settings = cx.settings.clone();
         let mut given_up = Vec::new();
         for entry in self.busy().outbox.iter_mut() {
-            let is_overdue = entry.written_ns > 0
-                && now_ns >= entry.written_ns.saturating_add(settings.send_timeout_ns);
-            if is_overdue {
-                entry.timeouts += 1;
-                entry.written_ns = 0;
+            if entry.awaited_until_ns > 0 && now_ns >= entry.awaited_until_ns {
+                cx.record.counters.add(Counter::SendTimeouts);
+                entry.awaited_until_ns = 0;
                 entry.not_before_ns = now_ns;
             }
-            let age_ns = now_ns.saturating_sub(entry.intended_ns);
-            if entry.timeouts > settings.resends_max || age_ns >= settings.send_age_max_ns {
+            if now_ns.saturating_sub(entry.intended_ns) >= settings.send_age_max_ns {
                 given_up.push(entry.counter);
             }
         }
@@ -257,9 +283,12 @@ impl Client {
         }
         self.write_outbox(now_ns, cx);
         let busy = self.busy();
-        let due = busy.outbox.iter().map(|entry| match entry.written_ns {
-            0 => entry.not_before_ns.max(now_ns + 50 * NS_PER_MS),
-            written_ns => written_ns.saturating_add(settings.send_timeout_ns),
+        let due = busy.outbox.iter().map(|entry| {
+            let next_ns = match entry.awaited_until_ns {
+                0 => entry.not_before_ns.max(now_ns + 50 * NS_PER_MS),
+                until_ns => until_ns,
+            };
+            next_ns.min(entry.intended_ns.saturating_add(settings.send_age_max_ns))
         });
         busy.outbox_due_ns = due.min().unwrap_or(u64::MAX);
     }
@@ -387,14 +416,15 @@ impl Client {
         if let Some((from, to)) = conversation.first_hole() {
             conversation.pulling = true;
             cx.record.counters.add(Counter::HolesSeen);
-            let name = conversation.name;
-            self.write_pull(now_ns, cx, name, from, to);
+            let range = Range { user: self.user, conversation: conversation.name, from, to };
+            self.write_pull(now_ns, cx, range, false);
         }
     }
 
-    fn write_pull(&mut self, now_ns: u64, cx: &mut Context, name: u32, from: u64, to: u64) {
+    fn write_pull(&mut self, now_ns: u64, cx: &mut Context, range: Range, verifies: bool) {
+        let Range { conversation, from, to, .. } = range;
         let pull = chat::PullMessages {
-            conversation_id: cx.names.name(name),
+            conversation_id: cx.names.name(conversation),
             from_sequence: from,
             to_sequence: to,
             limit: PULL_LIMIT,
@@ -403,22 +433,16 @@ impl Client {
         cx.record.counters.add(Counter::Pulls);
         cx.pulls_outstanding += 1;
         let request_id = self.write(cx, command::PULL_MESSAGES, Flags::NONE, &pull.encode_to_vec());
-        self.await_reply(request_id, now_ns, Request::Pull { conversation: name, to });
+        self.await_reply(request_id, now_ns, Request::Pull { conversation, from, to, verifies });
     }
 
-    /// Pulls a range of a conversation for the verifier, or notes that it could not be asked for.
-    pub fn pull(&mut self, now_ns: u64, cx: &mut Context, name: u32, from: u64, to: u64) {
+    /// Pulls a range for the verifier, if there is a session to do it on. The log gets the range
+    /// when a good answer has come, and only then.
+    pub fn pull_for_verifier(&mut self, now_ns: u64, cx: &mut Context, range: Range) {
+        debug_assert_eq!(range.user, self.user, "users pull their own");
         if self.is_ready() && self.may_write() {
-            self.write_pull(now_ns, cx, name, from, to);
-        } else {
-            cx.log.unasked.push(self.user);
+            self.write_pull(now_ns, cx, range, true);
         }
-    }
-
-    /// Whether a pull is on its way.
-    pub fn is_pulling(&self) -> bool {
-        let mut pending = self.busy.iter().flat_map(|busy| &busy.pending);
-        pending.any(|pending| matches!(pending.what, Request::Pull { .. }))
     }
 
     /// After a reconnect: everything after what was applied, in every known conversation.
@@ -427,8 +451,9 @@ impl Client {
             let conversation = &mut self.conversations[index];
             if conversation.last() > 0 {
                 conversation.pulling = true;
-                let (name, from) = (conversation.name, conversation.resume_from());
-                self.write_pull(now_ns, cx, name, from, 0);
+                let (conversation, from) = (conversation.name, conversation.resume_from());
+                let range = Range { user: self.user, conversation, from, to: 0 };
+                self.write_pull(now_ns, cx, range, false);
             }
         }
     }
@@ -441,7 +466,9 @@ impl Client {
         reply: &chat::PullReply,
     ) -> bool {
         let Some(pending) = self.take_pending(request_id) else { return false };
-        let Request::Pull { conversation: name, to } = pending.what else { return false };
+        let Request::Pull { conversation: name, from, to, verifies } = pending.what else {
+            return false;
+        };
         cx.pulls_outstanding -= 1;
         if reply.code != 0 {
             cx.record.counters.add_code(reply.code);
@@ -452,8 +479,13 @@ impl Client {
             self.apply(now_ns, cx, message, Way::Pull);
         }
         let last = reply.messages.last().map_or(0, |message| message.sequence);
-        if !reply.complete && last > 0 && (to == 0 || last < to) {
-            self.write_pull(now_ns, cx, name, last + 1, to);
+        let range = Range { user: self.user, conversation: name, from, to };
+        if verifies && (reply.complete || last >= from) {
+            let to = if reply.complete { to } else { last.min(to) };
+            cx.log.answered.push(Range { to, ..range });
+        }
+        if !reply.complete && last >= from && (to == 0 || last < to) {
+            self.write_pull(now_ns, cx, Range { from: last + 1, ..range }, verifies);
             return true;
         }
         let hole_grace_ns = cx.settings.hole_grace_ns;
@@ -467,10 +499,10 @@ impl Client {
     }
 
     fn pull_failed(&mut self, now_ns: u64, cx: &mut Context, name: u32) {
-        cx.log.unasked.push(self.user);
         let hole_grace_ns = cx.settings.hole_grace_ns;
         let conversation = self.conversation(name);
         conversation.pulling = false;
+        conversation.pulls_in_vain = conversation.pulls_in_vain.saturating_add(1);
         conversation.note_hole(now_ns, hole_grace_ns);
     }
 }

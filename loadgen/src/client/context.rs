@@ -50,10 +50,20 @@ pub struct Settings {
     pub reconnect: bool,
     /// Connect, upgrade and login each take at most this long.
     pub stage_timeout_ns: u64,
-    /// A message that is not answered for this long is sent again.
+    /// A message that is not answered for this long is sent again. The span doubles with every
+    /// attempt and a random half of it is added, so that users who were hit together do not come
+    /// again together, and a server that is behind gets less and not more to do.
     pub send_timeout_ns: u64,
-    /// So many times, then it is given up.
+    /// An unanswered message is sent again at most so often, after timeouts and lost connections
+    /// taken together; then it is given up.
     pub resends_max: u32,
+    /// A refused message waits this long, or as long as the refusal asks for, before it is sent
+    /// again; doubled with every refusal, with a random part added …
+    pub refusal_base_ns: u64,
+    /// … up to this.
+    pub refusal_cap_ns: u64,
+    /// So many refusals, then it is given up.
+    pub refusals_max: u32,
     /// A message is given up at this age, whatever the reason.
     pub send_age_max_ns: u64,
     /// At most one DELIVER_ACK per conversation in this span.
@@ -85,6 +95,9 @@ impl Settings {
             stage_timeout_ns: 15_000 * NS_PER_MS,
             send_timeout_ns: 15_000 * NS_PER_MS,
             resends_max: 3,
+            refusal_base_ns: 500 * NS_PER_MS,
+            refusal_cap_ns: 16_000 * NS_PER_MS,
+            refusals_max: 10,
             send_age_max_ns: 120_000 * NS_PER_MS,
             ack_delay_ns: 200 * NS_PER_MS,
             hole_grace_ns: 1_000 * NS_PER_MS,
@@ -178,6 +191,8 @@ pub struct Context {
     pub seats: u64,
     /// PULL_MESSAGES on their way.
     pub pulls_outstanding: u64,
+    /// The verifier is at work: no message is written any more, not even again.
+    pub is_verifying: bool,
     /// The first few errors in words, each once; the counters have the numbers.
     pub errors: Vec<String>,
     token_key: EncodingKey,
@@ -215,6 +230,7 @@ impl Context {
             board,
             seats: 0,
             pulls_outstanding: 0,
+            is_verifying: false,
             errors: Vec::new(),
             unix_ms_at_start,
         }

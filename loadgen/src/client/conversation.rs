@@ -99,7 +99,7 @@ pub struct Conversation {
     pub hole_due_ns: u64,
     /// Pulls for this conversation under way.
     pub pulling: bool,
-    /// Pulls for the same hole that brought nothing.
+    /// Pulls for the same hole that were refused or brought nothing.
     pub pulls_in_vain: u8,
 }
 
@@ -163,13 +163,13 @@ impl Conversation {
         self.note_hole(now_ns, hole_grace_ns);
     }
 
-    /// Arms or disarms the look at holes.
+    /// Arms or disarms the look at holes. The grace doubles with every pull in vain.
     pub fn note_hole(&mut self, now_ns: u64, hole_grace_ns: u64) {
         if self.applied.first_hole().is_none() {
             self.hole_due_ns = 0;
             self.pulls_in_vain = 0;
         } else if self.hole_due_ns == 0 {
-            self.hole_due_ns = now_ns + hole_grace_ns;
+            self.hole_due_ns = now_ns + (hole_grace_ns << self.pulls_in_vain.min(5));
         }
     }
 

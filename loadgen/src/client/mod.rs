@@ -95,10 +95,12 @@ enum Request {
         conversation: u32,
         sequence: u64,
     },
-    /// A range of a conversation.
+    /// A range of a conversation, for the client itself or for the verifier.
     Pull {
         conversation: u32,
+        from: u64,
         to: u64,
+        verifies: bool,
     },
     /// The room.
     Join,

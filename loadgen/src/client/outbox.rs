@@ -19,14 +19,21 @@ pub struct Outgoing {
     pub target: Target,
     /// When the schedule wanted it sent.
     pub intended_ns: u64,
-    /// When it was last written; 0: not on this connection.
-    pub written_ns: u64,
+    /// Until when its answer is awaited; 0: it is not on its way on this connection.
+    pub awaited_until_ns: u64,
     /// Not to be written before this moment.
     pub not_before_ns: u64,
     /// Writes so far, on any connection.
     pub writes: u32,
-    /// Attempts that were not answered in time.
-    pub timeouts: u32,
+    /// Of them, those that were answered with a refusal that passes.
+    pub refusals: u32,
+}
+
+impl Outgoing {
+    /// Writes that nobody answered: in vain, or on their way.
+    pub const fn unanswered(&self) -> u32 {
+        self.writes - self.refusals
+    }
 }
 
 /// See the module.
@@ -45,10 +52,10 @@ impl Outbox {
             counter,
             target,
             intended_ns,
-            written_ns: 0,
+            awaited_until_ns: 0,
             not_before_ns: 0,
             writes: 0,
-            timeouts: 0,
+            refusals: 0,
         });
         true
     }
@@ -69,11 +76,11 @@ impl Outbox {
         entry
     }
 
-    /// The connection ended: everything is to be written again on the next one.
+    /// The connection ended: everything is to be written again on the next one, what was refused
+    /// not before its time.
     pub fn connection_ended(&mut self) {
         for entry in &mut self.entries {
-            entry.written_ns = 0;
-            entry.not_before_ns = 0;
+            entry.awaited_until_ns = 0;
         }
     }
 
@@ -81,7 +88,7 @@ impl Outbox {
     pub fn next_to_write(&self, now_ns: u64) -> Option<Outgoing> {
         self.entries
             .iter()
-            .find(|entry| entry.written_ns == 0 && entry.not_before_ns <= now_ns)
+            .find(|entry| entry.awaited_until_ns == 0 && entry.not_before_ns <= now_ns)
             .copied()
     }
 
@@ -123,7 +130,7 @@ mod tests {
             outbox.push(counter, Target::user(1), 0);
         }
         for entry in outbox.iter_mut() {
-            entry.written_ns = 5;
+            entry.awaited_until_ns = 500;
             entry.writes = 1;
         }
         assert!(outbox.next_to_write(10).is_none());

@@ -12,7 +12,7 @@ use crate::{
 
 /// Text messages (type 1).
 const TYPE_TEXT: u32 = 1;
-/// A refused join is asked for again after this.
+/// A refused join is asked for again after this, and a random part of as much again.
 const JOIN_AGAIN_NS: u64 = 1_000 * NS_PER_MS;
 
 impl Client {
@@ -91,7 +91,10 @@ impl Client {
 
     pub(super) fn room_refused(&mut self, now_ns: u64, cx: &mut Context, pending: Pending) {
         match pending.what {
-            Request::Join => self.busy().join_due_ns = now_ns + JOIN_AGAIN_NS,
+            Request::Join => {
+                let wait_ns = JOIN_AGAIN_NS + cx.random.u64(0..JOIN_AGAIN_NS);
+                self.busy().join_due_ns = now_ns + wait_ns;
+            }
             Request::Publish { number, .. } => {
                 cx.record.counters.add(Counter::RoomRefused);
                 cx.board.doubt(number);

@@ -22,6 +22,11 @@ use crate::{
     scenario::Transport,
 };
 
+/// A LOGIN that found no logic is sent again after at least this …
+const LOGIN_WAIT_NS_MIN: u64 = 500 * NS_PER_MS;
+/// … and at most twice this, unless the refusal asks for more.
+const LOGIN_WAIT_NS_MAX: u64 = 4_000 * NS_PER_MS;
+
 /// How a user goes for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
@@ -265,8 +270,10 @@ impl Client {
         let retry_after_ns = u64::from(retry_after_ms) * NS_PER_MS;
         self.busy().retry_after_ns = retry_after_ns;
         if code == Code::LogicUnavailable {
-            let wait = retry_after_ns.max(500 * NS_PER_MS);
-            self.due_ns = now_ns + wait + cx.random.u64(0..wait);
+            // As long again as it has waited on this connection, so that the spans double.
+            let waited_ns = now_ns.saturating_sub(self.stage_since_ns).min(LOGIN_WAIT_NS_MAX);
+            let wait_ns = retry_after_ns.max(waited_ns).max(LOGIN_WAIT_NS_MIN);
+            self.due_ns = now_ns + wait_ns + cx.random.u64(0..wait_ns);
         }
     }
 
@@ -355,10 +362,7 @@ impl Client {
         if let Some(busy) = &mut self.busy {
             for pending in std::mem::take(&mut busy.pending) {
                 match pending.what {
-                    Request::Pull { .. } => {
-                        cx.pulls_outstanding -= 1;
-                        cx.log.unasked.push(self.user);
-                    }
+                    Request::Pull { .. } => cx.pulls_outstanding -= 1,
                     Request::Publish { number, .. } => cx.board.doubt(number),
                     _ => {}
                 }

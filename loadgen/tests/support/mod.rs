@@ -50,6 +50,11 @@ pub enum Plant {
     CutEverything,
     /// It is refused with `logic_unavailable`, once.
     RefuseOnce,
+    /// Everything from it on is refused with `rate_limited`, so often for each message.
+    RefuseAll(u32),
+    /// The message before it is not delivered, but can be pulled. It is not delivered either, and
+    /// is acknowledged only when somebody pulls: so after the run's messages were counted.
+    AcknowledgeLate,
     /// Instead of being answered, its sender is told that it was idle, and is cut.
     CutOne,
     /// Whatever is sent to somebody who is away, from the first message on, is lost.
@@ -86,11 +91,15 @@ pub struct Model {
     groups: HashMap<String, Vec<String>>,
     known: HashMap<(String, String), (String, u64)>,
     held_back: Option<(String, chat::Message)>,
+    reply_held_back: Option<Out>,
+    /// How often each message was refused.
+    refused: HashMap<String, u32>,
     pub cut: bool,
     pub cut_one: Option<String>,
     pub stall: Option<Duration>,
     pub heartbeats: u64,
     pub logins: u64,
+    pub sends: u64,
     pub retransmissions: u64,
     pub acks: u64,
     pub pulls: u64,
@@ -117,11 +126,14 @@ impl Model {
             groups: HashMap::new(),
             known: HashMap::new(),
             held_back: None,
+            reply_held_back: None,
+            refused: HashMap::new(),
             cut: false,
             cut_one: None,
             stall: None,
             heartbeats: 0,
             logins: 0,
+            sends: 0,
             retransmissions: 0,
             acks: 0,
             pulls: 0,
@@ -171,6 +183,7 @@ impl Model {
                 if header.flags.contains(Flags::RETRANSMISSION) {
                     self.retransmissions += 1;
                 }
+                self.sends += 1;
                 let message = chat::SendMessage::decode(body).expect("a SEND_MESSAGE");
                 self.send(user, request_id, message)
             }
@@ -182,7 +195,9 @@ impl Model {
             command::PULL_MESSAGES => {
                 self.pulls += 1;
                 let pull = chat::PullMessages::decode(body).expect("a PULL_MESSAGES");
-                to_self(self.pull(user, request_id, &pull))
+                let mut out: Vec<Out> = self.reply_held_back.take().into_iter().collect();
+                out.extend(to_self(self.pull(user, request_id, &pull)));
+                out
             }
             command::LOGOUT => {
                 self.logouts += 1;
@@ -294,8 +309,23 @@ impl Model {
             let frame = frame(reply_command, request_id, &reply);
             return vec![Out { user: user.to_owned(), frame }];
         }
+        if let Plant::RefuseAll(times) = self.plant
+            && self.stored >= self.at
+        {
+            let refused = self.refused.entry(sent.client_message_id.clone()).or_default();
+            *refused += 1;
+            if *refused <= times {
+                let error = session::Error { code: 9, ..Default::default() };
+                let frame = frame(command::ERROR, request_id, &error);
+                return vec![Out { user: user.to_owned(), frame }];
+            }
+        }
         self.stored += 1;
-        let plant = if self.stored == self.at { self.plant } else { Plant::Nothing };
+        let plant = match self.plant {
+            Plant::AcknowledgeLate if self.stored + 1 == self.at => Plant::DeliverOnlyOnPull,
+            plant if self.stored == self.at => plant,
+            _ => Plant::Nothing,
+        };
         if plant == Plant::CutOne {
             self.cut_one = Some(user.to_owned());
             let error = session::Error { code: 12, ..Default::default() };
@@ -354,6 +384,7 @@ impl Model {
         let reply = Out { user: user.to_owned(), frame: frame(reply_command, request_id, &reply) };
         match plant {
             Plant::CutEverything => self.cut = true,
+            Plant::AcknowledgeLate => self.reply_held_back = Some(reply),
             Plant::Stall(span) => {
                 self.stall = Some(span);
                 out.push(reply);
@@ -369,7 +400,7 @@ impl Model {
                         self.lost.push((conversation_id.clone(), sequence, recipient.clone()));
                         continue;
                     }
-                    Plant::DeliverOnlyOnPull => continue,
+                    Plant::DeliverOnlyOnPull | Plant::AcknowledgeLate => continue,
                     Plant::Reorder if first => {
                         self.held_back = Some((recipient.clone(), message));
                         continue;
