@@ -44,6 +44,8 @@ pub struct Client {
     pub ending: bool,
     /// Says nothing any more from some point on, and never closes its end.
     pub mute: bool,
+    /// It was told KICK.
+    pub kicked: bool,
     login_asked: bool,
     next_request: u32,
     /// Requests that wait for an answer, and how many.
@@ -69,6 +71,7 @@ impl Client {
             logged_in: false,
             ending: false,
             mute: false,
+            kicked: false,
             login_asked: false,
             next_request: 1,
             waiting: BTreeMap::new(),
@@ -127,15 +130,15 @@ impl Client {
         }
         match random.u16(..1000) {
             0..60 => {
-                let number = self.number();
+                let number = self.number(random);
                 self.ask(SEND_MESSAGE, &number)
             }
             60..90 => {
-                let number = self.number();
+                let number = self.number(random);
                 self.write(TYPING, 0, &number)
             }
             90..110 => {
-                let number = self.number();
+                let number = self.number(random);
                 self.ask(REPORT, &number)
             }
             110..200 => self.ask(HEARTBEAT, b""),
@@ -161,10 +164,12 @@ impl Client {
         }
     }
 
-    /// A body that every form can carry and logic can read.
-    fn number(&mut self) -> Vec<u8> {
+    /// A body that every form can carry and logic can read: short mostly, and now and then long
+    /// enough to wait for credit in bytes while shorter ones could go.
+    fn number(&mut self, random: &mut Rng) -> Vec<u8> {
         self.next_number += 1;
-        self.next_number.to_string().into_bytes()
+        let width = if random.u8(..4) == 0 { random.usize(20..200) } else { 1 };
+        format!("\"{:0width$}\"", self.next_number).into_bytes()
     }
 
     fn ask(&mut self, command: u16, body: &[u8]) -> Vec<u8> {
@@ -269,7 +274,9 @@ impl Client {
         }
         if command::is_reply(command) || (command == ERROR && request_id != 0) {
             self.answer(request_id);
-        } else if command == ERROR || command == command::KICK {
+        } else if command == command::KICK {
+            self.kicked = true;
+        } else if command == ERROR {
             // Unasked: the end, or a gap, or that a frame without a request was dropped.
         }
     }

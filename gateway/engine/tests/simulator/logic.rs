@@ -28,8 +28,10 @@ struct Session {
 pub struct Logic {
     sessions: BTreeMap<u64, Session>,
     window_frames: u64,
-    /// Frames received and not given back.
-    under_way: u64,
+    /// Body bytes that may be under way: few, so that they are what a frame waits for.
+    window_bytes: u64,
+    /// Frames received and not given back, and their bytes.
+    under_way: Credit,
     to_give_back: Credit,
     /// What is to be sent, in order.
     outbox: VecDeque<Kind>,
@@ -53,14 +55,23 @@ pub struct Logic {
     pub accepted: BTreeSet<u64>,
     pub frames: u64,
     pub streams: u64,
+    /// Sessions whose connections are no more, the latest last: a late message of logic's to one of
+    /// them is nobody's.
+    gone: VecDeque<u64>,
+    /// Whom it closed.
+    pub closed: BTreeSet<u64>,
 }
+
+/// Gone sessions that are remembered.
+const GONE_MAX: usize = 40;
 
 impl Logic {
     pub fn new(window_frames: u64) -> Self {
         Self {
             sessions: BTreeMap::new(),
             window_frames,
-            under_way: 0,
+            window_bytes: window_frames.saturating_mul(40).max(150),
+            under_way: Credit::default(),
             to_give_back: Credit::default(),
             outbox: VecDeque::new(),
             sequence_next: 1,
@@ -76,7 +87,23 @@ impl Logic {
             accepted: BTreeSet::new(),
             frames: 0,
             streams: 0,
+            gone: VecDeque::new(),
+            closed: BTreeSet::new(),
         }
+    }
+
+    /// A connection is no more. Logic may still speak to its session, out of turn or by mistake.
+    pub fn is_gone(&mut self, session_id: u64) {
+        self.gone.push_back(session_id);
+        if self.gone.len() > GONE_MAX {
+            self.gone.pop_front();
+        }
+    }
+
+    /// A session that is no more, if there was one.
+    pub fn any_gone(&self, random: &mut Rng) -> Option<u64> {
+        let place = random.usize(..self.gone.len().max(1));
+        self.gone.get(place).copied()
     }
 
     pub fn live_sessions(&self) -> Vec<u64> {
@@ -87,7 +114,7 @@ impl Logic {
         self.streams += 1;
         self.sequence_next = 1;
         self.sequence_expected = 1;
-        self.under_way = 0;
+        self.under_way = Credit::default();
         self.has_hello = false;
     }
 
@@ -119,7 +146,7 @@ impl Logic {
                 self.has_hello = true;
                 self.listed = Some(BTreeSet::new());
                 self.rooms.clear();
-                let window = Credit { frames: self.window_frames, bytes: 1_000_000 };
+                let window = Credit { frames: self.window_frames, bytes: self.window_bytes };
                 self.outbox.push_front(Kind::HelloReply(HelloReply {
                     window: Some(window),
                     ..HelloReply::default()
@@ -186,15 +213,17 @@ impl Logic {
             }
             Event::Frame(frame) => {
                 assert!(self.listed.is_none());
-                self.under_way += 1;
-                assert!(self.under_way <= self.window_frames, "credit is overdrawn");
+                self.under_way.frames += 1;
+                self.under_way.bytes += frame.body.len() as u64;
+                let Credit { frames, bytes } = self.under_way;
+                assert!(frames <= self.window_frames, "credit is overdrawn");
+                assert!(bytes <= self.window_bytes || frames == 1, "credit in bytes is overdrawn");
                 self.frames += 1;
                 self.to_give_back.frames += 1;
                 self.to_give_back.bytes += frame.body.len() as u64;
                 let session = self.sessions.get_mut(&frame.session_id);
                 let session = session.expect("frames come from live sessions");
-                let body = std::str::from_utf8(&frame.body).expect("a number");
-                let number: u64 = body.parse().expect("a number");
+                let number = number_of(&frame.body);
                 // What met a lost link was refused, so numbers may be missing, never reordered.
                 assert!(number > session.last_number, "frames arrive once and in order");
                 session.last_number = number;
@@ -254,7 +283,8 @@ impl Logic {
             events.push(LogicEvent { kind: Some(kind) });
         }
         let credit = std::mem::take(&mut self.to_give_back);
-        self.under_way -= credit.frames;
+        self.under_way.frames -= credit.frames;
+        self.under_way.bytes -= credit.bytes;
         if events.is_empty() && credit.frames == 0 {
             return None;
         }
@@ -275,6 +305,7 @@ impl Logic {
                     .filter(|id| self.sessions[id].is_json == is_json && random.bool())
                     .collect();
                 session_ids.push(12345);
+                session_ids.extend(self.any_gone(random));
                 let body = self.number();
                 self.outbox.push_back(Kind::SendFrame(SendFrame {
                     session_ids,
@@ -297,8 +328,10 @@ impl Logic {
             }
             14..18 => {
                 let join = random.bool();
-                let (join_session_ids, leave_session_ids) =
+                let (mut join_session_ids, mut leave_session_ids) =
                     if join { (vec![one], vec![]) } else { (vec![], vec![one]) };
+                join_session_ids.extend(self.any_gone(random));
+                leave_session_ids.extend(self.any_gone(random));
                 self.outbox.push_back(Kind::RoomMembership(RoomMembership {
                     room_id: format!("room {}", random.u8(..3)),
                     join_session_ids,
@@ -316,7 +349,32 @@ impl Logic {
                     body_json: body,
                 }));
             }
+            21 | 22 => {
+                // To somebody who is no more: whoever has the slot now is not meant.
+                let Some(session_id) = self.any_gone(random) else { return };
+                let kind = match random.u8(..3) {
+                    0 => Kind::CloseSession(CloseSession {
+                        session_id,
+                        code: Code::Kicked.number(),
+                        reason: String::new(),
+                    }),
+                    1 => Kind::RefreshResult(RefreshResult {
+                        session_id,
+                        request_id: random.u32(1..20),
+                        ..RefreshResult::default()
+                    }),
+                    _ => Kind::SendFrame(SendFrame {
+                        session_ids: vec![session_id],
+                        command: u32::from(DELIVER),
+                        flags: 0,
+                        request_id: 0,
+                        body: self.number(),
+                    }),
+                };
+                self.outbox.push_back(kind);
+            }
             18 if random.u8(..4) == 0 => {
+                self.closed.insert(one);
                 self.outbox.push_back(Kind::CloseSession(CloseSession {
                     session_id: one,
                     code: Code::Kicked.number(),

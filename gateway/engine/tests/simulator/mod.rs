@@ -112,6 +112,10 @@ pub struct World {
     pub ended_clients: Vec<Client>,
     /// Sessions that ended for their silence.
     pub idle_timeouts: u64,
+    /// Batches that the link still takes in this step.
+    link_room: usize,
+    /// Most connections that there were at once, and the table's bytes then.
+    connections_peak: (usize, u64),
     /// No new things happen any more; everything under way comes to its end.
     settling: bool,
 }
@@ -174,6 +178,8 @@ impl World {
             to_engine: Vec::new(),
             ended_clients: Vec::new(),
             idle_timeouts: 0,
+            link_room: 0,
+            connections_peak: (0, 0),
             settling: false,
         }
     }
@@ -191,7 +197,11 @@ impl World {
         self.now.monotonic_ms += ms;
         self.now.unix_ms += ms as i64;
         self.engine.tick(self.now);
+        // Little enough that the lists at a stream's beginning take several steps, in which
+        // clients come and go.
+        self.link_room = if self.settling { usize::MAX } else { self.random.usize(..4) };
         self.step_link();
+        self.call_late();
         if !self.settling && self.sockets.len() < self.weather.clients {
             self.connect();
         }
@@ -200,6 +210,41 @@ impl World {
             self.step_socket(name);
         }
         self.effects();
+    }
+
+    /// What a driver may say of a connection that is no more: it concerns nobody, least of all
+    /// whoever has the slot now.
+    fn call_late(&mut self) {
+        if !self.chance(100) {
+            return;
+        }
+        let Some(id) = self.logic.any_gone(&mut self.random) else { return };
+        let id = ConnectionId::from_raw(id);
+        let before = self.engine.counters().stale_calls;
+        match self.random.u8(..4) {
+            0 => {
+                let mut heartbeat = Vec::new();
+                let flags = millrace_protocol::frame::Flags::NONE;
+                let command = millrace_protocol::command::HEARTBEAT;
+                millrace_protocol::frame::write(&mut heartbeat, command, flags, 77, b"");
+                self.engine.received(self.now, id, &mut heartbeat);
+            }
+            1 => self.engine.sent(self.now, id, true),
+            2 => self.engine.receive_ended(self.now, id),
+            _ => self.engine.closed(self.now, id),
+        }
+        assert_eq!(self.engine.counters().stale_calls, before + 1, "a late call reached somebody");
+        self.effects();
+    }
+
+    /// Slots are used again: the table grows only when there are more connections than ever.
+    fn check_table(&mut self) {
+        let (count, bytes) = (self.sockets.len(), self.engine.memory().connections);
+        if count > self.connections_peak.0 {
+            self.connections_peak = (count, bytes);
+        }
+        let (most, bytes_max) = self.connections_peak;
+        assert!(bytes <= bytes_max, "{count} connections take more slots than {most} did");
     }
 
     fn connect(&mut self) {
@@ -234,6 +279,7 @@ impl World {
                 write_shut_at: u64::MAX,
             },
         );
+        self.check_table();
     }
 
     fn step_socket(&mut self, name: u64) {
@@ -246,7 +292,11 @@ impl World {
             if at <= now_ms {
                 let socket = self.sockets.remove(&name).expect("found above");
                 self.engine.closed(self.now, socket.id);
-                self.ended_clients.push(socket.client);
+                let client = socket.client;
+                let was_closed = self.logic.closed.contains(&client.session_id);
+                assert!(!client.kicked || was_closed, "kicked, but not by logic: {client:?}");
+                self.logic.is_gone(client.session_id);
+                self.ended_clients.push(client);
             }
             return;
         }
@@ -376,10 +426,11 @@ impl World {
             }
             let Some(link) = self.link else { return };
             // Sometimes there is no room towards logic.
-            if self.random.u8(..3) == 0 {
+            if self.link_room == 0 || self.random.u8(..3) == 0 {
                 return;
             }
             let Some(batch) = self.engine.take_link_batch(link) else { return };
+            self.link_room -= 1;
             let last = self.to_logic.last().map_or(0, |(at, _)| *at);
             let at = last.max(self.now.monotonic_ms + self.random.u64(..100));
             self.to_logic.push((at, batch));
