@@ -180,6 +180,8 @@ pub struct LogicSection {
     pub backlog_frames_max: u32,
     /// Body bytes of one connection that wait for credit.
     pub backlog_bytes_max: ByteSize,
+    /// How long a frame waits for credit before it is refused; 0: as long as it takes.
+    pub credit_wait_max: Duration,
     /// Events that wait for a link.
     pub outbox_events_max: usize,
     /// Whether `/readyz` asks for a link that is up on every shard.
@@ -316,6 +318,7 @@ impl Default for LogicSection {
             message_bytes_max: ByteSize::from_mib(36),
             backlog_frames_max: settings.link_backlog_frames_max,
             backlog_bytes_max: ByteSize::from_bytes(settings.link_backlog_bytes_max as u64),
+            credit_wait_max: Duration::from_millis(u64::from(settings.link_credit_wait_max_ms)),
             outbox_events_max: settings.link_outbox_events_max,
             required_for_ready: true,
         }
@@ -614,6 +617,7 @@ impl Config {
             retry_after_ms: connections.retry_after.as_millis_u32(),
             link_backlog_frames_max: self.logic.backlog_frames_max,
             link_backlog_bytes_max: self.logic.backlog_bytes_max.as_usize(),
+            link_credit_wait_max_ms: self.logic.credit_wait_max.as_millis_u32(),
             link_outbox_events_max: self.logic.outbox_events_max,
             link_batch_events_max: self.logic.batch_events_max,
             link_batch_bytes_max: self.logic.batch_bytes_max.as_usize(),

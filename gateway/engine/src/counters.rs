@@ -16,6 +16,8 @@ pub enum Dropped {
     LogicUnavailable,
     /// A client's frame beyond the backlog of those that wait for credit.
     Backlog,
+    /// A client's frame that waited for credit too long; it was told.
+    CreditWait,
     /// A client's frame beyond its rate, or a ping.
     RateLimited,
     /// A frame from logic for a session that has ended, or never was.
@@ -33,10 +35,11 @@ pub enum Dropped {
 
 impl Dropped {
     /// Every reason.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::SlowConsumer,
         Self::LogicUnavailable,
         Self::Backlog,
+        Self::CreditWait,
         Self::RateLimited,
         Self::SessionUnknown,
         Self::RequestUnknown,
@@ -51,6 +54,7 @@ impl Dropped {
             Self::SlowConsumer => "slow_consumer",
             Self::LogicUnavailable => "logic_unavailable",
             Self::Backlog => "backlog",
+            Self::CreditWait => "credit_wait",
             Self::RateLimited => "rate_limited",
             Self::SessionUnknown => "session_unknown",
             Self::RequestUnknown => "request_unknown",

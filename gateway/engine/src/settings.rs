@@ -72,6 +72,10 @@ pub struct Settings {
     pub link_backlog_frames_max: u32,
     /// Body bytes of one connection that wait for credit. Above it: as above.
     pub link_backlog_bytes_max: usize,
+    /// How long a frame waits for credit, at most a third of [`Self::idle_timeout_ms`]. After it:
+    /// ERROR `rate_limited`, and the connection is read again. 0: as long as it takes; then a
+    /// client that is held for its idle timeout goes.
+    pub link_credit_wait_max_ms: u32,
     /// Events that wait for a link that does not take them, before logins and refreshes are
     /// answered `logic_unavailable`. (Client frames are bounded by credit, ends of sessions by
     /// the number of sessions.)
@@ -113,6 +117,7 @@ impl Default for Settings {
             retry_after_ms: 1_000,
             link_backlog_frames_max: 512,
             link_backlog_bytes_max: 256 * 1024,
+            link_credit_wait_max_ms: 5_000,
             link_outbox_events_max: 100_000,
             link_batch_events_max: 512,
             link_batch_bytes_max: 256 * 1024,

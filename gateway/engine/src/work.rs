@@ -74,6 +74,8 @@ pub(crate) struct Waiting {
     pub(crate) frame: link::ClientFrame,
     /// The request that is answered as soon as the link has taken the frame; 0: none.
     pub(crate) acknowledge: u32,
+    /// The pause of its connection's receive in which it waits.
+    pub(crate) pause: u32,
 }
 
 /// See the head of this file.
@@ -401,6 +403,11 @@ impl Connection {
         let work = works.open(&mut self.work);
         work.backlog_bytes += waiting.frame.body.len();
         work.backlog.push_back(waiting);
+    }
+
+    /// The pause in which the connection's frames wait for credit, if any do.
+    pub(crate) fn pause(&self, works: &Works) -> Option<u32> {
+        Some(works.get(self.work)?.backlog.front()?.pause)
     }
 
     /// Body bytes of the frame that is next.

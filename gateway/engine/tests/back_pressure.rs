@@ -8,7 +8,7 @@ use harness::{Harness, LINK};
 use millrace_engine::{Dropped, Settings, SlowConsumer};
 use millrace_protocol::{
     Code,
-    command::{DELIVER, ROOM_MESSAGE, SEND_MESSAGE, reply},
+    command::{DELIVER, HEARTBEAT, REPORT, ROOM_MESSAGE, SEND_MESSAGE, TYPING, reply},
     link::{
         Credit, RoomFrame, RoomMembership, SendFrame, gateway_event::Kind as Event,
         logic_event::Kind,
@@ -88,6 +88,138 @@ fn a_backlog_is_bounded_and_what_is_beyond_is_told() {
     let code = Code::RateLimited.number();
     assert_eq!(told, [(6, code), (7, code), (8, code)]);
     assert_eq!(harness.engine.counters().dropped(Dropped::Backlog), 3);
+    harness.finish();
+}
+
+/// The frames that logic has got since the last look, by request id.
+fn forwarded(harness: &mut Harness) -> Vec<u32> {
+    let frames = harness.to_logic.drain(..).filter_map(|event| match event {
+        Event::Frame(frame) => Some(frame.request_id),
+        _ => None,
+    });
+    frames.collect()
+}
+
+#[test]
+fn what_waits_for_credit_too_long_is_refused_and_the_connection_is_read_again() {
+    let settings = Settings { link_credit_wait_max_ms: 4_000, ..Settings::default() };
+    let mut harness = Harness::new(settings);
+    harness.link_up(Credit { frames: 1, bytes: 1000 });
+    let socket = harness.tcp();
+    harness.login(socket, "user");
+    harness.to_logic.clear();
+    for (command, request_id) in
+        [(SEND_MESSAGE, 1), (SEND_MESSAGE, 2), (TYPING, 0), (REPORT, 3), (TYPING, 0)]
+    {
+        harness.frame(socket, command, request_id, b"x");
+    }
+    harness.wait(3_999);
+    assert!(harness.socket(socket).paused);
+    assert!(harness.read(socket).0.is_empty(), "not before its time");
+    harness.wait(1);
+    let (frames, _) = harness.read(socket);
+    let told: Vec<(u32, u32, u32)> =
+        frames.iter().map(|f| (f.request_id, f.error().code, f.error().retry_after_ms)).collect();
+    let code = Code::RateLimited.number();
+    assert_eq!(told, [(2, code, 1_000), (3, code, 1_000), (0, code, 1_000)]);
+    assert_eq!(harness.engine.counters().dropped(Dropped::CreditWait), 4);
+    assert_eq!(harness.engine.counters().backlog_frames, 0);
+    assert!(!harness.socket(socket).paused);
+    harness.frame(socket, HEARTBEAT, 4, b"");
+    assert_eq!(harness.read_one(socket).request_id, 4);
+    // What was refused was never logic's; what comes after it is.
+    harness.credit(1, 1000);
+    harness.frame(socket, SEND_MESSAGE, 5, b"x");
+    assert_eq!(forwarded(&mut harness), [1, 5]);
+    harness.finish();
+}
+
+#[test]
+fn each_pause_has_its_own_time_and_who_gets_credit_in_time_loses_nothing() {
+    let settings = Settings { link_credit_wait_max_ms: 4_000, ..Settings::default() };
+    let mut harness = Harness::new(settings);
+    harness.link_up(Credit { frames: 1, bytes: 1000 });
+    let (early, late) = (harness.tcp(), harness.tcp());
+    harness.login(early, "early");
+    harness.login(late, "late");
+    harness.to_logic.clear();
+    harness.frame(early, SEND_MESSAGE, 1, b"x");
+    harness.frame(early, SEND_MESSAGE, 2, b"x");
+    harness.wait(1_000);
+    harness.frame(late, SEND_MESSAGE, 11, b"x");
+    harness.wait(1_000);
+    // One credit: the early one goes on, and is held again.
+    harness.credit(1, 1000);
+    assert!(!harness.socket(early).paused);
+    harness.frame(early, SEND_MESSAGE, 3, b"x");
+    assert_eq!(forwarded(&mut harness), [1, 2]);
+    harness.wait(2_999);
+    assert!(harness.read(early).0.is_empty() && harness.read(late).0.is_empty());
+    harness.wait(1);
+    assert_eq!(harness.read_one(late).request_id, 11, "held for 4 s");
+    assert!(harness.read(early).0.is_empty(), "held again for 3 s only");
+    // The turn of the one that was refused is not kept for it.
+    harness.frame(late, SEND_MESSAGE, 12, b"x");
+    harness.credit(1, 1000);
+    assert_eq!(forwarded(&mut harness), [3]);
+    harness.credit(1, 1000);
+    assert_eq!(forwarded(&mut harness), [12]);
+    harness.finish();
+}
+
+#[test]
+fn nobody_is_held_for_more_than_a_third_of_the_idle_timeout() {
+    let settings = Settings { idle_timeout_ms: 6_000, ..Settings::default() };
+    let mut harness = Harness::new(settings);
+    harness.link_up(Credit { frames: 0, bytes: 0 });
+    let socket = harness.tcp();
+    harness.login(socket, "user");
+    harness.frame(socket, SEND_MESSAGE, 1, b"x");
+    harness.wait(1_999);
+    assert!(harness.socket(socket).paused);
+    harness.wait(1);
+    assert_eq!(harness.read_one(socket).request_id, 1);
+    assert!(!harness.socket(socket).paused);
+    harness.finish();
+}
+
+#[test]
+fn without_a_limit_frames_wait_for_credit_as_long_as_it_takes() {
+    let settings = Settings { link_credit_wait_max_ms: 0, ..Settings::default() };
+    let mut harness = Harness::new(settings);
+    harness.link_up(Credit { frames: 0, bytes: 0 });
+    let socket = harness.tcp();
+    harness.login(socket, "user");
+    harness.frame(socket, SEND_MESSAGE, 1, b"x");
+    harness.wait(60_000);
+    assert!(harness.socket(socket).paused && harness.read(socket).0.is_empty());
+    harness.finish();
+}
+
+#[test]
+fn those_who_are_held_again_and_again_leave_nothing_behind_in_the_queues() {
+    let settings = Settings {
+        frames_per_second_max: 1_000_000,
+        frames_burst_max: 1_000_000,
+        ..Settings::default()
+    };
+    let mut harness = Harness::new(settings);
+    harness.link_up(Credit { frames: 1, bytes: 1000 });
+    let socket = harness.tcp();
+    harness.login(socket, "user");
+    harness.frame(socket, SEND_MESSAGE, 1, b"x");
+    let mut most = 0;
+    for round in 0..20_000 {
+        harness.frame(socket, TYPING, 0, b"x");
+        assert!(harness.socket(socket).paused);
+        harness.credit(1, 1000);
+        assert!(!harness.socket(socket).paused, "round {round}");
+        harness.to_logic.clear();
+        if round == 1_000 {
+            most = harness.engine.memory().effects;
+        }
+    }
+    assert!(harness.engine.memory().effects <= most, "the queues grow");
     harness.finish();
 }
 

@@ -137,6 +137,16 @@ FAULTS = {
         "        if backlog_frames == 0 && self.spend_credit(frame.body.len()) {",
         "        if self.spend_credit(frame.body.len()) {",
     ),
+    "what waits for credit too long is kept": (
+        "engine/deadlines.rs",
+        "        self.refuse_held();\n",
+        "        let _ = Self::refuse_held;\n",
+    ),
+    "what waits for credit too long is dropped without a word": (
+        "engine/forward.rs",
+        "            if self.answer_request(id, request_id) {\n",
+        "            if self.answer_request(id, request_id) && request_id % 2 == 0 {\n",
+    ),
     "a gap in the numbers towards logic": (
         "engine/to_logic.rs",
         "        active.sequence_next += kinds.len() as u64;",

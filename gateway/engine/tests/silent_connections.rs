@@ -195,7 +195,8 @@ fn a_session_ends_a_grace_after_its_token_unless_it_is_refreshed() {
 
 #[test]
 fn a_connection_that_is_not_listened_to_is_not_idle() {
-    let mut harness = Harness::new(Settings::default());
+    let settings = Settings { link_credit_wait_max_ms: 0, ..Settings::default() };
+    let mut harness = Harness::new(settings);
     harness.link_up(Credit { frames: 1, bytes: 1000 });
     let socket = harness.tcp();
     harness.login(socket, "held back");

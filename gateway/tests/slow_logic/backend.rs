@@ -77,6 +77,11 @@ impl Logic {
         self.ledger.frames.load(Ordering::Relaxed)
     }
 
+    /// Frames that carried the number of an earlier one, or of the same.
+    pub fn backwards(&self) -> u64 {
+        self.ledger.backwards.load(Ordering::Relaxed)
+    }
+
     /// Frames that did not carry the number after their session's last one.
     pub fn out_of_order(&self) -> u64 {
         self.ledger.out_of_order.load(Ordering::Relaxed)
@@ -111,6 +116,7 @@ impl Logic {
 struct Ledger {
     frames: AtomicU64,
     out_of_order: AtomicU64,
+    backwards: AtomicU64,
     /// The number of the last frame of each session.
     sessions: Mutex<HashMap<SessionAddress, u64>>,
     /// Frames whose credit is kept.
@@ -125,6 +131,9 @@ impl Ledger {
             let last = sessions.entry(frame.session.address).or_default();
             if number != *last + 1 {
                 self.out_of_order.fetch_add(1, Ordering::Relaxed);
+            }
+            if number <= *last {
+                self.backwards.fetch_add(1, Ordering::Relaxed);
             }
             *last = number;
         }

@@ -12,10 +12,10 @@ use std::{
 };
 
 use millrace_protocol::{
-    command,
-    frame::{self, Flags, HEADER_BYTES, Header},
+    Code, command,
+    frame::{self, Flags, FrameReader, HEADER_BYTES, Header},
     limits::BODY_BYTES_MAX_CEILING,
-    session::{Login, LoginReply},
+    session::{Error, Login, LoginReply},
 };
 use prost::Message;
 
@@ -57,7 +57,15 @@ fn receive(stream: &mut TcpStream) -> Option<(Header, Vec<u8>)> {
 pub struct Flooders {
     written_bytes: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<u64>,
+    thread: JoinHandle<Flooded>,
+}
+
+/// What came of a flood.
+pub struct Flooded {
+    /// Whole frames written.
+    pub frames: u64,
+    /// For each client, how often it was told `rate_limited`.
+    pub told: Vec<u64>,
 }
 
 impl Flooders {
@@ -76,8 +84,8 @@ impl Flooders {
         self.written_bytes.load(Ordering::Relaxed)
     }
 
-    /// Ends the flood with whole frames and returns how many were written. The connections stay.
-    pub fn finish(self) -> u64 {
+    /// Ends the flood with whole frames. The connections stay.
+    pub fn finish(self) -> Flooded {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("the flood did not fail")
     }
@@ -89,16 +97,19 @@ struct Flooder {
     /// The frame that is being written, and how much of it is.
     bytes: Vec<u8>,
     at: usize,
+    /// What came meanwhile, and how many refusals that were.
+    inbound: FrameReader,
+    told: u64,
 }
 
-/// Writes until told to stop; returns the number of frames. Leaks the sockets, so that nothing
-/// ends with the flood.
-fn flood(streams: Vec<TcpStream>, written: &AtomicU64, stop: &AtomicBool) -> u64 {
+/// Writes until told to stop. Leaks the sockets, so that nothing ends with the flood.
+fn flood(streams: Vec<TcpStream>, written: &AtomicU64, stop: &AtomicBool) -> Flooded {
     let flooder = |stream: TcpStream| {
         // Small, so that ten thousand of them do not fill the kernel instead.
         rustix::net::sockopt::set_socket_send_buffer_size(&stream, 8 << 10).expect("set");
         stream.set_nonblocking(true).expect("set");
-        Flooder { stream, frames: 0, bytes: Vec::new(), at: 0 }
+        let (bytes, inbound) = (Vec::new(), FrameReader::new());
+        Flooder { stream, frames: 0, bytes, at: 0, inbound, told: 0 }
     };
     let mut flooders: Vec<_> = streams.into_iter().map(flooder).collect();
     loop {
@@ -116,12 +127,35 @@ fn flood(streams: Vec<TcpStream>, written: &AtomicU64, stop: &AtomicBool) -> u64
             thread::sleep(Duration::from_millis(5));
         }
     }
+    flooders.iter_mut().for_each(Flooder::listen);
     let frames = flooders.iter().map(|flooder| flooder.frames).sum();
+    let told = flooders.iter().map(|flooder| flooder.told).collect();
     std::mem::forget(flooders);
-    frames
+    Flooded { frames, told }
 }
 
 impl Flooder {
+    /// Reads what the gateway said.
+    fn listen(&mut self) {
+        let mut bytes = [0; 4096];
+        while let Ok(length @ 1..) = self.stream.read(&mut bytes) {
+            let read =
+                self.inbound.read(&bytes[..length], BODY_BYTES_MAX_CEILING, |header, body| {
+                    assert_eq!(
+                        header.command,
+                        command::ERROR,
+                        "the gateway refuses and says nothing else"
+                    );
+                    let error = Error::decode(body).expect("an Error");
+                    assert_eq!(Code::from_number(error.code), Some(Code::RateLimited));
+                    assert!(error.retry_after_ms > 0 && !error.reason.is_empty(), "{error:?}");
+                    self.told += 1;
+                    true
+                });
+            read.expect("the gateway writes frames");
+        }
+    }
+
     /// Writes a few frames, or as much as TCP takes; when stopping, only what is begun.
     fn write(&mut self, stopping: bool) -> u64 {
         let mut written = 0;

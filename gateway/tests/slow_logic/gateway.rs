@@ -21,15 +21,16 @@ pub struct GatewayProcess {
 }
 
 impl GatewayProcess {
-    /// Starts it with its defaults, but for the rate at which one client may send.
-    pub fn start(logic: SocketAddr) -> Self {
+    /// Starts it with its defaults, but for the rate at which one client may send, and for how
+    /// long a frame waits for credit.
+    pub fn start(logic: SocketAddr, credit_wait_max: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let (tcp, admin) = (free_address(), free_address());
         let config = format!(
             "[gateway]\nid = \"slow-logic\"\nshards = {SHARDS}\npin_shards = false\n\
              [listen]\nwebsocket = \"\"\ntcp = \"{tcp}\"\n[admin]\nlisten = \"{admin}\"\n\
              [connections]\nframes_per_second_max = 1000000\nframes_burst_max = 1000000\n\
-             [logic]\nendpoints = [\"http://{logic}\"]\n"
+             [logic]\nendpoints = [\"http://{logic}\"]\ncredit_wait_max = \"{credit_wait_max}\"\n"
         );
         let file = folder.path().join("gateway.toml");
         std::fs::write(&file, config).expect("written");

@@ -37,6 +37,9 @@ const HELD: Duration = Duration::from_millis(1_500);
 /// that is rendered, a thread's first allocation.
 const NOISE_BYTES: u64 = 4 << 20;
 
+/// For the gateway's `credit_wait_max`: what waits is not refused.
+const FOR_EVER: &str = "0s";
+
 fn from_environment(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
@@ -66,7 +69,7 @@ fn logic_stops(behaviour: Behaviour) {
     let residue_bytes = (connections * clients::BODY_BYTES / 10) as u64;
     let stall = Duration::from_secs(from_environment("MILLRACE_STALL_S", 2));
     let logic = Logic::start();
-    let gateway = GatewayProcess::start(logic.address());
+    let gateway = GatewayProcess::start(logic.address(), FOR_EVER);
     let empty = gateway.resident_bytes();
     let bystanders = Heartbeats::start(gateway.tcp, BYSTANDERS);
     let flooders = Flooders::start(gateway.tcp, connections);
@@ -115,7 +118,7 @@ fn logic_stops(behaviour: Behaviour) {
         flooders.written_bytes() > written + residue_bytes
     });
     let resumed = released.elapsed();
-    let sent = flooders.finish();
+    let sent = flooders.finish().frames;
     eventually("every frame arrives", || logic.frames() >= sent);
     let drained = released.elapsed();
     let (received, out_of_order) = (logic.frames(), logic.out_of_order());
@@ -143,9 +146,40 @@ fn logic_stops(behaviour: Behaviour) {
 }
 
 #[test]
+fn what_a_stopped_logic_keeps_waiting_is_refused_and_told_and_its_clients_are_read_on() {
+    let logic = Logic::start();
+    let gateway = GatewayProcess::start(logic.address(), "1s");
+    let bystanders = Heartbeats::start(gateway.tcp, BYSTANDERS);
+    let flooders = Flooders::start(gateway.tcp, 100);
+    let shed = || gateway.metric("millrace_dropped_total");
+    eventually("frames arrive", || logic.frames() > 100);
+    logic.behave(Behaviour::StopReading);
+    eventually("frames that wait are refused", || shed() > 0);
+    let (taken, before) = (logic.frames(), gateway.resident_bytes());
+    let refused = shed();
+    // Again and again: who was refused writes on, and is held and refused again.
+    eventually("clients are read again and refused again", || shed() >= refused + 1_000);
+    let grown = gateway.resident_bytes().saturating_sub(before);
+    assert!(grown <= NOISE_BYTES, "the gateway grew by {grown} B while it refused");
+    assert_eq!(logic.frames(), taken, "logic took frames while it was stopped");
+    let heartbeats = bystanders.answered();
+    eventually("heartbeats are answered", || bystanders.answered() > heartbeats);
+
+    logic.behave(Behaviour::Work);
+    eventually("frames arrive again", || logic.frames() > taken + 100);
+    let flooded = flooders.finish();
+    eventually("every frame arrives or was refused", || logic.frames() + shed() >= flooded.frames);
+    assert_eq!(logic.frames() + shed(), flooded.frames, "each is either logic's or refused");
+    assert_eq!(logic.backwards(), 0, "the order of those that were not refused");
+    let silent = flooded.told.iter().filter(|told| **told == 0).count();
+    assert_eq!(silent, 0, "clients that were refused something and not told");
+    assert_eq!(gateway.metric("millrace_sessions"), 100 + BYSTANDERS as u64, "sessions after it");
+}
+
+#[test]
 fn a_gateway_that_stops_fills_nobody_and_goes_on_with_its_sessions() {
     let logic = Logic::start();
-    let gateway = GatewayProcess::start(logic.address());
+    let gateway = GatewayProcess::start(logic.address(), FOR_EVER);
     let subscribers = Heartbeats::start(gateway.tcp, SUBSCRIBERS);
     eventually("logic knows the sessions", || logic.sessions() == SUBSCRIBERS);
     gateway.pause();

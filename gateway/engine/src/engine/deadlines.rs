@@ -1,4 +1,5 @@
-//! What happens because time passes: login deadline, idle timeout, token expiry, linger.
+//! What happens because time passes: login deadline, idle timeout, token expiry, linger, and what
+//! has waited for credit too long.
 
 use millrace_protocol::Code;
 
@@ -20,6 +21,7 @@ impl Engine {
                 self.deadline(id);
             }
         }
+        self.refuse_held();
         self.drain_on();
         self.fan_out_on();
     }
@@ -29,7 +31,8 @@ impl Engine {
     pub fn next_deadline_ms(&self) -> Option<u64> {
         let heartbeat = self.link.as_ref().map(|link| link.heartbeat_at_ms);
         let fan_out = (!self.fan_outs.is_empty()).then_some(self.now.monotonic_ms);
-        [self.timers.next_deadline_ms(), heartbeat, self.next_drain_ms(), fan_out]
+        let hold = self.next_hold_ms();
+        [self.timers.next_deadline_ms(), heartbeat, self.next_drain_ms(), fan_out, hold]
             .into_iter()
             .flatten()
             .min()

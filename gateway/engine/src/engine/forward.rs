@@ -1,5 +1,8 @@
 //! Client frames on their way to logic: at once while there is credit; else they wait in their
-//! connection's backlog and its receive is paused, so that TCP holds the client back.
+//! connection's backlog and its receive is paused, so that TCP holds the client back. A connection
+//! that is held cannot have its heartbeats answered, and would be given up by its client; so what
+//! has waited for [`crate::Settings::link_credit_wait_max_ms`] is refused, and the connection is
+//! read again.
 
 use bytes::Bytes;
 use millrace_protocol::{Code, command, frame::Flags, link::ClientFrame};
@@ -8,6 +11,14 @@ use super::{Engine, inbound::Incoming};
 use crate::{
     Dropped, Effect, connection::Facts, effect::ConnectionId, link::Outgoing, work::Waiting,
 };
+
+/// A connection whose receive is paused, since when, and in which of its pauses.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    since_ms: u64,
+    pause: u32,
+    id: ConnectionId,
+}
 
 impl Engine {
     pub(super) fn forward(&mut self, id: ConnectionId, frame: Incoming<'_>) {
@@ -43,19 +54,24 @@ impl Engine {
                 body: Bytes::copy_from_slice(frame.body),
             },
             acknowledge,
+            pause: 0,
         };
         if backlog_frames == 0 && self.spend_credit(frame.body.len()) {
             return self.send_to_logic(Outgoing::Frame(waiting));
         }
-        self.wait_for_credit(id, waiting, backlog_frames == 0);
+        self.wait_for_credit(id, waiting);
     }
 
     fn spend_credit(&mut self, body_bytes: usize) -> bool {
         self.link.as_mut().is_some_and(|link| link.spend(body_bytes))
     }
 
-    fn wait_for_credit(&mut self, id: ConnectionId, waiting: Waiting, is_first: bool) {
+    fn wait_for_credit(&mut self, id: ConnectionId, mut waiting: Waiting) {
+        // Only told apart from those before it, so that it may begin anew.
+        let next_pause = self.counters.receive_pauses as u32;
         let Some((connection, works)) = self.parts(id) else { return };
+        let present_pause = connection.pause(works);
+        waiting.pause = present_pause.unwrap_or(next_pause);
         connection.push_backlog(works, waiting);
         let socket = connection.socket();
         let pause = !connection.has(Facts::PAUSED);
@@ -65,27 +81,95 @@ impl Engine {
             self.counters.receive_pauses += 1;
             self.effects.push_back(Effect::PauseReceive { connection: id, socket });
         }
-        if is_first {
-            self.waiting.push_back(id);
-            self.forget_gone_waiters();
+        if present_pause.is_none() {
+            let held = Held { since_ms: self.now.monotonic_ms, pause: next_pause, id };
+            self.waiting.push_back(held);
+            if self.credit_wait_max_ms() > 0 {
+                self.held.push_back(held);
+            }
+            self.forget_past_holds();
         }
     }
 
-    /// Keeps the queue of waiting connections from growing with those that are gone.
-    fn forget_gone_waiters(&mut self) {
-        if self.waiting.len() > 64 + 2 * self.connections.len() as usize {
+    /// Whether a connection is still held, and has not been read in between.
+    fn is_held(&self, held: Held) -> bool {
+        self.get(held.id).and_then(|c| c.pause(&self.works)) == Some(held.pause)
+    }
+
+    /// Keeps the queues of those that are held from growing with those that are no more.
+    fn forget_past_holds(&mut self) {
+        let most = 64 + 2 * self.connections.len() as usize;
+        if self.waiting.len() > most {
             let mut waiting = std::mem::take(&mut self.waiting);
-            waiting.retain(|id| self.get(*id).is_some_and(|c| c.backlog_frames(&self.works) > 0));
+            waiting.retain(|held| self.is_held(*held));
             self.waiting = waiting;
         }
+        if self.held.len() > most {
+            let mut all = std::mem::take(&mut self.held);
+            all.retain(|held| self.is_held(*held));
+            self.held = all;
+        }
+    }
+
+    /// How long a frame may wait for credit; 0: as long as it takes. A third of the idle timeout
+    /// at most, so that a client hears from us while it still believes that we live.
+    fn credit_wait_max_ms(&self) -> u64 {
+        let third_ms = (self.settings.idle_timeout_ms / 3).max(1);
+        u64::from(self.settings.link_credit_wait_max_ms.min(third_ms))
+    }
+
+    /// When the connection that is held longest is due; it may be held no more.
+    pub(super) fn next_hold_ms(&self) -> Option<u64> {
+        self.held.front().map(|held| held.since_ms + self.credit_wait_max_ms())
+    }
+
+    /// Refuses what has waited too long.
+    pub(super) fn refuse_held(&mut self) {
+        let wait_max_ms = self.credit_wait_max_ms();
+        while let Some(held) = self.held.front().copied() {
+            let is_held = self.is_held(held);
+            if is_held && held.since_ms + wait_max_ms > self.now.monotonic_ms {
+                return;
+            }
+            self.held.pop_front();
+            if is_held {
+                self.refuse_backlog(held.id);
+            }
+        }
+    }
+
+    /// Refuses all that waits of a connection, none of which logic has seen, and reads on.
+    fn refuse_backlog(&mut self, id: ConnectionId) {
+        let Some((connection, works)) = self.parts(id) else { return };
+        let mut refused = Vec::new();
+        while let Some(waiting) = connection.pop_backlog(works) {
+            refused.push(waiting.frame.request_id.max(waiting.acknowledge));
+        }
+        self.counters.backlog_frames -= refused.len() as u64;
+        self.counters.dropped[Dropped::CreditWait as usize] += refused.len() as u64;
+        let reason = "the service behind the gateway is behind with its work; try again later";
+        let (code, retry_after_ms) = (Code::RateLimited, self.settings.retry_after_ms);
+        for request_id in refused.iter().copied().filter(|request_id| *request_id != 0) {
+            if self.answer_request(id, request_id) {
+                self.error(id, request_id, code, reason, retry_after_ms);
+            }
+        }
+        if refused.contains(&0) {
+            self.error(id, 0, code, reason, retry_after_ms);
+        }
+        self.resume_receive(id);
     }
 
     /// Credit has come back: one frame of each waiting connection in turn, the longest waiting
     /// first.
     pub(super) fn resume_waiting(&mut self) {
-        while let Some(id) = self.waiting.front().copied() {
-            let next_bytes =
-                self.get(id).and_then(|connection| connection.backlog_next_bytes(&self.works));
+        while let Some(held) = self.waiting.front().copied() {
+            let id = held.id;
+            let next_bytes = if self.is_held(held) {
+                self.get(id).and_then(|connection| connection.backlog_next_bytes(&self.works))
+            } else {
+                None
+            };
             let Some(bytes) = next_bytes else {
                 self.waiting.pop_front();
                 continue;
@@ -102,7 +186,7 @@ impl Engine {
             if is_last {
                 self.resume_receive(id);
             } else {
-                self.waiting.push_back(id);
+                self.waiting.push_back(held);
             }
         }
     }

@@ -72,8 +72,10 @@ impl Engine {
             receive: self.works.input_bytes() as u64,
             send: self.counters.send_queue_bytes,
             rooms: (self.rooms.bytes() + self.memberships.bytes()) as u64,
-            effects: (list_bytes(&self.effects) + list_bytes(&self.waiting) + self.fan_outs.bytes())
-                as u64,
+            effects: (list_bytes(&self.effects)
+                + list_bytes(&self.waiting)
+                + list_bytes(&self.held)
+                + self.fan_outs.bytes()) as u64,
             link: self.link.as_ref().map_or(0, Link::bytes) as u64,
         }
     }

@@ -48,6 +48,7 @@ pub use memory::Memory;
 use closing::Farewell;
 use draining::Draining;
 use fan_out::FanOuts;
+use forward::Held;
 
 /// What the JSON envelope adds to a body, generously.
 const TEXT_ENVELOPE_BYTES_MAX: usize = 256;
@@ -83,7 +84,9 @@ pub struct Engine {
     standby: Vec<LinkId>,
     /// Connections with a backlog, in the order in which they get credit. May name some that are
     /// gone; at most twice as many entries as connections.
-    waiting: VecDeque<ConnectionId>,
+    waiting: VecDeque<Held>,
+    /// The same, in the order in which they were held; bounded likewise.
+    held: VecDeque<Held>,
     /// Logins that logic is deciding about while the client is gone already, and why it is gone.
     abandoned_logins: FxHashMap<ConnectionId, u32>,
     draining: Option<Draining>,
@@ -121,6 +124,7 @@ impl Engine {
             streams: 0,
             standby: Vec::new(),
             waiting: VecDeque::new(),
+            held: VecDeque::new(),
             abandoned_logins: FxHashMap::default(),
             draining: None,
             scratch: Vec::new(),

@@ -77,6 +77,7 @@ impl Engine {
         self.counters.logins_in_flight -= self.abandoned_logins.len() as u64;
         self.abandoned_logins.clear();
         self.waiting.clear();
+        self.held.clear();
         for slot in 0..self.connections.slots() {
             if let Some(id) = self.id_in_slot(slot) {
                 self.fail_work(id);

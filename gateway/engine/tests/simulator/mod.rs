@@ -26,6 +26,9 @@ const IDLE_TIMEOUT_MS: u32 = 30_000;
 const LOGIN_DEADLINE_MS: u32 = 10_000;
 const LINGER_MS: u32 = 5_000;
 
+/// How long a frame may wait for credit.
+const CREDIT_WAIT_MS: u32 = 4_000;
+
 /// How late a deadline may be seen here: two of the longest steps, and the linger of a connection
 /// that does not read its farewell.
 const SLACK_MS: u64 = 2 * 3_000 + LINGER_MS as u64;
@@ -73,7 +76,8 @@ struct Socket {
     to_engine: Vec<u8>,
     /// A send under way, and when it completes.
     in_flight: Option<(Vec<u8>, u64)>,
-    paused: bool,
+    /// Since when the engine does not listen.
+    paused_at: Option<u64>,
     /// The engine shut its write side down.
     write_shut: bool,
     /// The client's end: closed in order or reset.
@@ -155,6 +159,7 @@ impl World {
             idle_timeout_ms: IDLE_TIMEOUT_MS,
             login_deadline_ms: LOGIN_DEADLINE_MS,
             linger_ms: LINGER_MS,
+            link_credit_wait_max_ms: CREDIT_WAIT_MS,
             ..Settings::default()
         };
         let identity = GatewayIdentity {
@@ -268,7 +273,7 @@ impl World {
                 client,
                 to_engine,
                 in_flight: None,
-                paused: false,
+                paused_at: None,
                 write_shut: false,
                 ended: None,
                 end_told: false,
@@ -328,7 +333,8 @@ impl World {
         }
 
         // The network delivers a piece of what the client wrote.
-        let deliver = !socket.paused && !socket.end_told && !socket.to_engine.is_empty();
+        let deliver =
+            socket.paused_at.is_none() && !socket.end_told && !socket.to_engine.is_empty();
         if deliver && self.random.bool() {
             let most = socket.to_engine.len().min(1 + self.random.usize(..600));
             let length = 1 + self.random.usize(..most);
@@ -359,10 +365,10 @@ impl World {
         check_deadlines(socket, was_accepted, now_ms);
 
         // The client's end arrives, after what it wrote if it ended in order.
-        let everything_arrived = socket.to_engine.is_empty() && !socket.paused;
+        let everything_arrived = socket.to_engine.is_empty() && socket.paused_at.is_none();
         let tell = match socket.ended {
             Some(End::Fin) => everything_arrived,
-            Some(End::Reset) => !socket.paused,
+            Some(End::Reset) => socket.paused_at.is_none(),
             None => false,
         };
         if tell && !socket.end_told && socket.close_at.is_none() {
@@ -465,11 +471,14 @@ impl World {
             }
             Effect::PauseReceive { socket: name, .. } => {
                 let socket = self.sockets.get_mut(&name).expect("an effect on a socket that is");
-                assert!(!std::mem::replace(&mut socket.paused, true));
+                assert_eq!(socket.paused_at.replace(now_ms), None);
             }
             Effect::ResumeReceive { socket: name, .. } => {
                 let socket = self.sockets.get_mut(&name).expect("an effect on a socket that is");
-                assert!(std::mem::replace(&mut socket.paused, false));
+                let since = socket.paused_at.take().expect("it was paused");
+                let held_ms = now_ms - since;
+                // The longest step, and a tick.
+                assert!(held_ms <= u64::from(CREDIT_WAIT_MS) + 3_000, "held for {held_ms} ms");
                 socket.heard_at = now_ms;
             }
         }
@@ -542,7 +551,9 @@ fn check_deadlines(socket: &Socket, was_accepted: bool, now_ms: u64) {
     }
     let overdue = !was_accepted && is_over(socket.accepted_at, LOGIN_DEADLINE_MS);
     assert!(!overdue, "kept without a login: {socket:?}");
-    let overdue = !socket.paused && is_over(socket.heard_at, IDLE_TIMEOUT_MS);
+    let held_since = socket.paused_at.unwrap_or(now_ms);
+    assert!(!is_over(held_since, CREDIT_WAIT_MS), "held without an answer: {socket:?}");
+    let overdue = socket.paused_at.is_none() && is_over(socket.heard_at, IDLE_TIMEOUT_MS);
     assert!(!overdue, "kept in silence: {socket:?}");
     assert!(!is_over(socket.write_shut_at, LINGER_MS), "kept after its end: {socket:?}");
 }
