@@ -24,6 +24,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 mod attachments;
 mod caller;
 mod friends;
+pub mod push;
+pub mod reports;
 mod users;
 
 pub use attachments::AttachmentsApi;

@@ -14,13 +14,17 @@ use millrace_logic_sdk::ServerSettings;
 use millrace_service::{ByteSize, ConfigError, Duration, Invalid, config, logging};
 use serde::{Deserialize, Serialize};
 
+mod bus;
 mod login;
+mod notices;
 mod paces;
 mod presence;
 mod replay;
 mod sessions;
 
+pub use bus::Bus;
 pub use login::{Jwks, Login, LoginHttp, LoginMethod};
+pub use notices::Notices;
 pub use paces::Paces;
 pub use presence::Presence;
 pub use replay::{Check as ReplayCheck, Replay};
@@ -91,6 +95,10 @@ pub struct Config {
     pub receipts: Receipts,
     /// What a login pushes.
     pub catch_up: CatchUp,
+    /// Topics of business services.
+    pub bus: Bus,
+    /// Notices of business services.
+    pub notices: Notices,
     /// Log lines.
     pub log: Log,
 }
@@ -277,6 +285,8 @@ impl Default for Config {
             limits: Limits::default(),
             receipts: Receipts::default(),
             catch_up: CatchUp::default(),
+            bus: Bus::default(),
+            notices: Notices::default(),
             log: Log::default(),
         }
     }
@@ -480,6 +490,8 @@ impl Config {
         ] {
             positive(key, value)?;
         }
+        self.bus.check()?;
+        self.notices.check()?;
         if limits.reply_bytes_max.as_bytes() < 1024 {
             return Err(Invalid::new("limits.reply_bytes_max", "must be at least 1KiB"));
         }
@@ -617,6 +629,8 @@ impl Config {
         self.replay.set(&mut settings);
         self.presence.set(&mut settings);
         self.paces.set(&mut settings);
+        self.bus.apply(&mut settings);
+        self.notices.apply(&mut settings);
         settings
     }
 }

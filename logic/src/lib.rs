@@ -3,11 +3,12 @@
 //! - [`chat`]: the domain; what the commands mean. It uses the SDK and knows only traits
 //! - [`storage`]: the trait `Store`, and the embedded store
 //! - [`registry`]: the trait `Registry` (who is online where), and one in memory
-//! - [`bus`]: the trait `Bus` (topics for business services), and one in memory
+//! - [`bus`]: the trait `Bus` (topics for business services), and the log on the embedded store
 //! - [`login`]: whose token it is, and how many sessions a user may have
 //! - [`api`]: what business services may ask; [`http`] and [`grpc`] are its doors
 //! - [`accounts`]: users with a password
 //! - [`attachments`]: files that messages refer to
+//! - [`notices`]: the trait `NoticeStore`, and the embedded one
 //! - [`config`]: the TOML file
 //! - [`Logic`]: all of it, put together as one process
 //!
@@ -24,6 +25,7 @@ pub mod config;
 pub mod grpc;
 pub mod http;
 pub mod login;
+pub mod notices;
 mod process;
 pub mod registry;
 pub mod storage;

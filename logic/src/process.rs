@@ -3,7 +3,12 @@
 //! It runs on the caller's runtime and owns no global, so that a whole Millrace can live in one
 //! process, and a test can start several.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use async_trait::async_trait;
 use axum::Router;
@@ -23,11 +28,12 @@ use crate::{
         Api, AttachmentsApi, CallerGuard, FriendsApi, Guard, UsersApi, sessions::SessionsApi as _,
     },
     attachments::{self, Attachments, BlobStore, DirectoryBlobs},
-    bus::{Bus, MemoryBus, MemoryBusSettings},
+    bus::{Bus, EmbeddedBus},
     chat::{self, Chat, Foundation, OpenPresence, OpenRooms},
     config::{Config, FileStore, MaySee, Secrets},
     grpc,
     http::{self, HttpSettings},
+    notices::{EmbeddedNotices, NoticeStore as _},
     registry::{MemoryRegistry, MemoryRegistrySettings},
     storage::{
         Store, StoreError,
@@ -95,7 +101,8 @@ pub struct Logic {
     server: Server,
     chat: Arc<Chat>,
     store: Arc<EmbeddedStore>,
-    bus: Arc<dyn Bus>,
+    bus: EmbeddedBus,
+    notices: EmbeddedNotices,
     leaving: watch::Sender<bool>,
     doors: Vec<JoinHandle<()>>,
     shutdown_timeout: Duration,
@@ -125,7 +132,8 @@ impl Logic {
         let admin_door = listen("admin", config.admin.listen.0).await?;
         let embedded = open_store(&config).await?;
         let store: Arc<dyn Store> = embedded.clone();
-        let bus: Arc<dyn Bus> = Arc::new(MemoryBus::new(MemoryBusSettings::default()));
+        let bus = EmbeddedBus::open(&embedded, config.bus.settings())?;
+        let notices = EmbeddedNotices::open(&embedded, config.notices.limits()).await?;
         let revocations = Arc::new(EmbeddedRevocations::open(embedded.side("revocations")?).await?);
         let relations: Arc<dyn RelationStore> = Arc::new(EmbeddedRelations::open(&embedded)?);
         let policy = FriendsPolicy::new(relations.clone(), config.friends.policy()).await?;
@@ -133,7 +141,8 @@ impl Logic {
         let foundation = Foundation {
             store: store.clone(),
             registry: Arc::new(MemoryRegistry::new(MemoryRegistrySettings::default())),
-            bus: bus.clone(),
+            bus: Arc::new(bus.clone()),
+            notices: Arc::new(notices.clone()),
             verifier: verifier.clone(),
             rooms: Arc::new(OpenRooms),
             revocations: revocations.clone(),
@@ -191,8 +200,12 @@ impl Logic {
                 ..HttpSettings::default()
             };
             let sessions = http::sessions::routes(chat.clone(), guard.clone(), settings.clone());
+            let topics = http::reports::routes(chat.clone(), guard.clone(), settings.clone());
+            let push = http::push::routes(chat.clone(), guard.clone(), settings.clone());
             let router = http::router(api.clone(), guard.clone(), settings.clone())
                 .merge(sessions)
+                .merge(topics)
+                .merge(push)
                 .merge(http::users::router(users.clone(), callers.clone(), settings.clone()))
                 .merge(http::friends::router(friends.clone(), callers.clone(), settings.clone()))
                 .merge(http::attachments::router(files.clone(), callers.clone(), settings))
@@ -200,7 +213,9 @@ impl Logic {
             doors.push(door.serve_http(router, leaving.subscribe()));
         }
         if let Some(door) = grpc_door {
-            let routes = grpc::routes(api, guard.clone());
+            let routes = grpc::routes(api, guard.clone())
+                .add_service(grpc::push::service(chat.clone(), guard.clone()))
+                .add_service(grpc::reports::service(chat.clone(), guard.clone()));
             let routes = grpc::sessions::add_to(routes, chat.clone(), guard);
             let routes = grpc::with_users(routes, users, callers.clone());
             let routes = grpc::with_friends(routes, friends, callers.clone());
@@ -219,12 +234,14 @@ impl Logic {
         }
         let kept = config.login.revocations_kept.as_std();
         tokio::spawn(forget_old(revocations, kept, chat::unix_ms, left(leaving.subscribe())));
+        tokio::spawn(expire(bus.clone(), notices.clone(), left(leaving.subscribe())));
         Ok(Self {
             addresses,
             server,
             chat,
             store: embedded,
             bus,
+            notices,
             leaving,
             doors,
             shutdown_timeout: config.shutdown_timeout.as_std(),
@@ -248,7 +265,7 @@ impl Logic {
 
     /// The topics that clients' reports are put on, for a business service in this process.
     pub fn bus(&self) -> Arc<dyn Bus> {
-        self.bus.clone()
+        Arc::new(self.bus.clone())
     }
 
     /// Leaves in order: the gateways are told and nothing more is read from them, what was read is
@@ -267,6 +284,8 @@ impl Logic {
                 door.abort();
             }
         }
+        self.notices.close().await?;
+        self.bus.close().await?;
         self.store.close().await?;
         if drained { Ok(()) } else { Err(ShutdownError::Late(self.shutdown_timeout)) }
     }
@@ -352,6 +371,35 @@ async fn until_left(work: impl Future<Output = ()>, leaving: watch::Receiver<boo
     tokio::select! {
         () = work => {}
         () = left(leaving) => {}
+    }
+}
+
+/// How often records and notices are looked at for their age.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Drops what the topics and the notices need not keep any longer, until the process leaves.
+async fn expire(bus: EmbeddedBus, notices: EmbeddedNotices, leaving: impl Future<Output = ()>) {
+    tokio::pin!(leaving);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(EXPIRE_INTERVAL) => {}
+            () = &mut leaving => return,
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now_ms = now.as_millis() as i64;
+        if let Err(error) = bus.expire(now_ms).await {
+            tracing::warn!(%error, "old records were not dropped; this is tried again");
+        }
+        loop {
+            match notices.expire(now_ms).await {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "old notices were not forgotten; this is tried again");
+                    break;
+                }
+            }
+        }
     }
 }
 

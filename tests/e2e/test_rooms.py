@@ -172,6 +172,8 @@ def test_members_hear_on_after_logic_was_killed(tiers, room_id):
     assert hear(bob, 1)[0].body == "before"
     tiers.logic.kill()
     tiers.start_logic()
+    # Every shard has a link of its own.
+    tiers.until(tiers.gateway_ready, tiers.gateway)
     deadline = time.monotonic() + 20
     while True:
         try:

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::{Bus, BusError, Record, Subscription};
+use super::{Bus, BusError, NewRecord, Record, Start, Subscription};
 
 /// The whole suite.
 pub(crate) async fn run<B: Bus, F: Future<Output = B>>(make: impl Fn() -> F) {
@@ -20,6 +20,9 @@ pub(crate) async fn run<B: Bus, F: Future<Output = B>>(make: impl Fn() -> F) {
     a_newer_subscription_takes_over(Arc::new(make().await)).await;
     a_reader_waits_for_the_next_record(Arc::new(make().await)).await;
     bad_names_are_refused(make().await).await;
+    anybody_may_read_again_from_an_offset_or_a_time(make().await).await;
+    a_commit_moves_back_only_on_request(make().await).await;
+    records_published_together_keep_their_order(make().await).await;
     concurrent_publishers_keep_the_order_of_each_key(Arc::new(make().await)).await;
 }
 
@@ -43,7 +46,10 @@ async fn records_come_in_order_and_whole<B: Bus>(bus: B) {
     let mut group = bus.subscribe("t", "g").await.expect("subscribed");
     for (index, payload) in payloads.into_iter().enumerate() {
         let key = format!("key {index}");
-        assert_eq!(next(&mut group).await, Record { offset: index as u64 + 1, key, payload });
+        let record = next(&mut group).await;
+        let time_ms = record.time_ms;
+        assert!(time_ms > 0);
+        assert_eq!(record, Record { offset: index as u64 + 1, time_ms, key, payload });
     }
 }
 
@@ -133,6 +139,60 @@ async fn bad_names_are_refused<B: Bus>(bus: B) {
     }
     let longest = "x".repeat(128);
     assert_eq!(bus.publish(&longest, "", Bytes::new()).await, Ok(1));
+}
+
+async fn anybody_may_read_again_from_an_offset_or_a_time<B: Bus>(bus: B) {
+    let from_start = bus.read("t", Start::Offset(0), 10, 1_000).await;
+    assert_eq!(from_start, Err(BusError::NotFound));
+    publish(&bus, "t", ["1", "2", "3"]).await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    publish(&bus, "t", ["4", "5"]).await;
+    let payloads = |page: super::Page| -> Vec<String> {
+        page.records.iter().map(|r| String::from_utf8_lossy(&r.payload).into_owned()).collect()
+    };
+    let read = async |from, records_max, bytes_max| {
+        bus.read("t", from, records_max, bytes_max).await.expect("read")
+    };
+    let all = read(Start::Offset(0), 10, 1_000).await;
+    assert_eq!((all.first_offset, all.end_offset), (1, 6));
+    let since = all.records[3].time_ms;
+    assert!(since > all.records[2].time_ms);
+    assert_eq!(payloads(all), ["1", "2", "3", "4", "5"]);
+    assert_eq!(payloads(read(Start::Offset(2), 2, 1_000).await), ["2", "3"]);
+    assert_eq!(payloads(read(Start::Offset(3), 10, 0).await), ["3"], "one at least");
+    assert_eq!(payloads(read(Start::Offset(6), 10, 1_000).await), [""; 0]);
+    assert_eq!(payloads(read(Start::TimeMs(since), 10, 1_000).await), ["4", "5"]);
+    assert_eq!(payloads(read(Start::TimeMs(0), 10, 1_000).await).len(), 5);
+    assert_eq!(payloads(read(Start::TimeMs(i64::MAX), 10, 1_000).await), [""; 0]);
+}
+
+async fn a_commit_moves_back_only_on_request<B: Bus>(bus: B) {
+    publish(&bus, "t", ["1", "2", "3"]).await;
+    assert_eq!(bus.commit("t", "c", 2, false).await, Ok(2));
+    assert_eq!(bus.commit("t", "c", 1, false).await, Ok(2));
+    assert_eq!(bus.commit("t", "c", 99, false).await, Ok(3), "the newest record is the last");
+    assert_eq!(bus.commit("t", "c", 1, true).await, Ok(1));
+    let mut consumer = bus.subscribe("t", "c").await.expect("subscribed");
+    assert_eq!(next(&mut consumer).await.offset, 2);
+    let topics = bus.topics().await.expect("listed");
+    assert_eq!(topics.len(), 1);
+    assert_eq!((topics[0].first_offset, topics[0].end_offset), (1, 4));
+    assert_eq!(topics[0].consumers, [("c".to_owned(), 1)]);
+}
+
+async fn records_published_together_keep_their_order<B: Bus>(bus: B) {
+    let record = |topic: &str, payload: &'static str| NewRecord {
+        topic: topic.to_owned(),
+        key: String::new(),
+        payload: Bytes::from_static(payload.as_bytes()),
+    };
+    let records =
+        vec![record("a", "1"), record("b", "2"), record("no name", "3"), record("a", "4")];
+    let outcomes = bus.publish_all(records).await;
+    assert!(matches!(outcomes[2], Err(BusError::BadName(_))));
+    assert_eq!((&outcomes[0], &outcomes[1], &outcomes[3]), (&Ok(1), &Ok(1), &Ok(2)));
+    let page = bus.read("a", Start::Offset(1), 10, 1_000).await.expect("read");
+    assert_eq!(page.records.iter().map(|r| &r.payload[..]).collect::<Vec<_>>(), [b"1", b"4"]);
 }
 
 async fn concurrent_publishers_keep_the_order_of_each_key<B: Bus>(bus: Arc<B>) {

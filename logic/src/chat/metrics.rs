@@ -57,7 +57,12 @@ pub struct Metrics {
     pub(crate) room_messages: Counter,
     pub(crate) broadcasts: Counter,
     pub(crate) reports_published: Counter,
+    pub(crate) notices_stored: Counter,
+    pub(crate) notices_pushed: Counter,
+    pub(crate) notices_acked: Counter,
+    pub(crate) notices_dropped: Counter,
     pub(crate) reports_dropped: Counter,
+    pub(crate) reports_delayed: Counter,
     pub(crate) presence_failed: Counter,
     pub(crate) kicked: Counter,
     pub(crate) presence_events: Counter,
@@ -109,7 +114,12 @@ impl Default for Metrics {
             room_messages: Counter::default(),
             broadcasts: Counter::default(),
             reports_published: Counter::default(),
+            notices_stored: Counter::default(),
+            notices_pushed: Counter::default(),
+            notices_acked: Counter::default(),
+            notices_dropped: Counter::default(),
             reports_dropped: Counter::default(),
+            reports_delayed: Counter::default(),
             presence_failed: Counter::default(),
             kicked: Counter::default(),
             presence_events: Counter::default(),
@@ -169,10 +179,19 @@ impl Metrics {
             "catch_ups_failed", "Sessions closed because their catch-up failed", catch_ups_failed;
             "room_messages", "Messages to live rooms handed to the gateways", room_messages;
             "broadcasts", "Notices to everybody handed to the gateways", broadcasts;
+            "notices_stored", "Notices that services pushed", notices_stored;
+            "notices_pushed", "Notices to users, counted per session", notices_pushed;
+            "notices_acked", "Notices acknowledged by a user", notices_acked;
+            "notices_dropped",
+                "Notices that made way for newer ones before their user acknowledged them",
+                notices_dropped;
             "reports_published", "Reports put on the bus", reports_published;
             "reports_dropped",
-                "Reports that the bus did not take; its subscribers are too slow, or gone",
+                "Reports that the bus did not take: a topic too many, or no space until the end",
                 reports_dropped;
+            "reports_delayed",
+                "Times that reports waited because the bus took none; look at its disk",
+                reports_delayed;
             "presence_failed", "Presence changes that the registry did not take", presence_failed;
             "kicked", "Sessions ended by the device policy or an administrator", kicked;
             "presence_events", "Presence events pushed, counted per session", presence_events;

@@ -11,7 +11,8 @@
 //! 2. `processor`: batches, one durable commit each; while one commits, the next gathers
 //! 3. `sync`: replies and deliveries, in commit order, from one task
 //!
-//! Beside it run `reads` (pulls and look-ups), `reports` (to the bus), `presence` (logins, the registry
+//! Beside it run `reads` (pulls and look-ups), `reports` (to the bus), `topics` (what services read
+//! of it), `notices` and `push` (what services tell users), `presence` (logins, the registry
 //! and the device policy), `presence_requests` and `watchers` (who wants to know who is online), `logout`
 //! (everywhere at once), `rooms` (live messages) and `catch_up` (what a session has missed). `online` is the table of connected sessions, and explains how nothing is
 //! pushed twice in a steady run and nothing is missed. `api` serves business services through the
@@ -36,11 +37,13 @@ mod catch_up;
 mod gate;
 mod logout;
 mod metrics;
+mod notices;
 mod online;
 mod paces;
 mod presence;
 mod presence_requests;
 mod processor;
+mod push;
 mod rate;
 mod reads;
 mod receipts;
@@ -50,6 +53,7 @@ mod rooms;
 mod sessions_api;
 mod settings;
 mod sync;
+mod topics;
 mod watchers;
 
 use std::{
@@ -60,7 +64,7 @@ use std::{
 use millrace_logic_sdk::{Accepted, Backend, Gateways, Inbound, Login, Refused, Session};
 use millrace_protocol::{Code, chat::Notice, command};
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, Semaphore, mpsc, watch},
     task::JoinHandle,
     time::timeout,
 };
@@ -70,10 +74,12 @@ use uuid::Uuid;
 use crate::{
     bus::Bus,
     login::{ReplayGuard, TokenVerifier},
+    notices::NoticeStore,
     registry::Registry,
     storage::{Revocations, Store},
 };
 use metrics::{CodeLabel, QueueLabel, TransportLabel};
+use notices::{Ack, Notices};
 use online::{HeldMax, Online, Rates};
 use paces::{PacedRates, Paces};
 use processor::Job;
@@ -97,6 +103,8 @@ pub struct Foundation {
     pub registry: Arc<dyn Registry>,
     /// Topics of business services.
     pub bus: Arc<dyn Bus>,
+    /// Notices that wait for their targets.
+    pub notices: Arc<dyn NoticeStore>,
     /// Whose token it is.
     pub verifier: Arc<dyn TokenVerifier>,
     /// Who may join live rooms and speak in them.
@@ -123,6 +131,7 @@ pub(crate) struct Intake {
     pub writes: mpsc::Sender<Job>,
     pub reads: mpsc::Sender<Inbound>,
     pub reports: mpsc::Sender<Business>,
+    pub acks: mpsc::Sender<Ack>,
 }
 
 /// What the stages share.
@@ -142,11 +151,14 @@ pub(crate) struct Core {
     pub sends_seen: ReplayGuard,
     pub presence_policy: Arc<dyn PresencePolicy>,
     pub watchers: Watchers,
+    pub notices: Notices,
     pub metrics: Metrics,
     pub lifecycle_waker: Notify,
     pub catch_up_waker: Notify,
     pub watchers_waker: Notify,
     pub stop: Stop,
+    /// Places for those who wait for records of a topic.
+    pub consumers: Arc<Semaphore>,
 }
 
 /// Says once that the process is leaving.
@@ -222,6 +234,8 @@ impl Chat {
         let (commits, committed) = mpsc::channel(settings.commits_queued_max.max(1));
         let (reads, to_read) = mpsc::channel(settings.reads_queued_max.max(1));
         let (reports, to_publish) = mpsc::channel(settings.reports_queued_max.max(1));
+        let (acks, to_mark) = mpsc::channel(settings.notice_acks_queued_max.max(1));
+        let consumers = Arc::new(Semaphore::new(settings.consumers_waiting_max));
         let core = Arc::new(Core {
             online: Online::new(rates, held_max, Paces::new(paced, settings.paced_buckets_max)),
             rooms: Rooms::new(foundation.rooms, &settings),
@@ -234,6 +248,7 @@ impl Chat {
                 watchers_max,
                 settings.presence_subscribed_for.as_millis() as u64,
             ),
+            notices: Notices::new(foundation.notices, settings.notice_events_queued_max),
             settings,
             store: foundation.store,
             registry: foundation.registry,
@@ -246,17 +261,20 @@ impl Chat {
             catch_up_waker: Notify::new(),
             watchers_waker: Notify::new(),
             stop: Stop(watch::Sender::new(false)),
+            consumers,
         });
         let stages = vec![
             tokio::spawn(processor::run(core.clone(), jobs, commits)),
             tokio::spawn(sync::run(core.clone(), committed)),
             tokio::spawn(reads::run(core.clone(), to_read)),
             tokio::spawn(reports::run(core.clone(), to_publish)),
+            tokio::spawn(notices::acknowledge(core.clone(), to_mark)),
         ];
         tokio::spawn(presence::run(core.clone()));
         tokio::spawn(catch_up::run(core.clone()));
         tokio::spawn(presence_requests::run(core.clone()));
-        let intake = Arc::new(Intake { writes, reads, reports });
+        tokio::spawn(notices::run(core.clone()));
+        let intake = Arc::new(Intake { writes, reads, reports, acks });
         Arc::new(Self { core, intake: Mutex::new(Some(intake)), stages: Mutex::new(stages) })
     }
 
@@ -300,9 +318,10 @@ impl Chat {
             }
         };
         if let Some(intake) = self.intake() {
-            let Intake { writes, reads, reports } = &*intake;
+            let Intake { writes, reads, reports, acks } = &*intake;
             gauge("writes", writes.max_capacity() - writes.capacity(), writes.max_capacity());
             gauge("reads", reads.max_capacity() - reads.capacity(), reads.max_capacity());
+            gauge("notice_acks", acks.max_capacity() - acks.capacity(), acks.max_capacity());
             gauge("reports", reports.max_capacity() - reports.capacity(), reports.max_capacity());
         }
         let (lifecycle, catch_ups) = self.core.online.queued();
@@ -352,7 +371,8 @@ impl Backend for Chat {
     }
 
     fn session_started(&self, session: Arc<Session>) {
-        self.core.online.start(session, false);
+        self.core.online.start(session.clone(), false);
+        self.core.notices.session_up(&session);
         self.core.lifecycle_waker.notify_one();
         self.core.catch_up_waker.notify_one();
     }
@@ -379,10 +399,14 @@ impl Backend for Chat {
 
     fn sessions_replayed(&self, started: Vec<Arc<Session>>, kept: Vec<Arc<Session>>) {
         for session in started {
-            self.core.online.start(session, true);
+            self.core.online.start(session.clone(), true);
+            self.core.notices.session_up(&session);
         }
         for session in kept {
-            self.core.online.keep(session, |user_id| self.core.revocations.may_have(user_id));
+            self.core
+                .online
+                .keep(session.clone(), |user_id| self.core.revocations.may_have(user_id));
+            self.core.notices.session_up(&session);
         }
         self.core.lifecycle_waker.notify_one();
         self.core.catch_up_waker.notify_one();

@@ -7,7 +7,6 @@
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use millrace_logic_sdk::{Inbound, Refused};
 use millrace_protocol::{
     Code,
@@ -19,6 +18,7 @@ use uuid::Uuid;
 
 use super::{
     Chat, Core, Intake, gate,
+    notices::{self, Ack},
     paces::RequestClass,
     processor::{Job, Origin},
     reports::Business,
@@ -114,12 +114,7 @@ impl Chat {
             command::JOIN_ROOM => rooms::join(core, &inbound),
             command::LEAVE_ROOM => rooms::leave(core, &inbound),
             command::ROOM_MESSAGE => rooms::publish(core, &inbound),
-            // Notices are live, so there is nothing to remember.
-            command::NOTICE_ACK => {
-                if decode::<NoticeAck>(core, &inbound).is_some() {
-                    inbound.reply(Bytes::new());
-                }
-            }
+            command::NOTICE_ACK => acknowledge(core, intake, inbound).await,
             command::REPORT => report(core, intake, inbound).await,
             _ => {
                 let code = Code::UnknownCommand;
@@ -148,11 +143,29 @@ pub(crate) fn seen_before(
     core.sends_seen.take(sender_id, timestamp_ms, nonce, now_ms)
 }
 
+/// Queues the acknowledgement of a notice. While none is kept there is nothing to remember.
+async fn acknowledge(core: &Core, intake: &Intake, inbound: Inbound) {
+    let Some(NoticeAck { notice_id }) = decode(core, &inbound) else { return };
+    if let Err((code, reason)) = notices::check_id(&notice_id) {
+        return core.refuse(&inbound, code, reason);
+    }
+    if core.notices.store.is_empty() {
+        return inbound.reply(sync::empty_body(&inbound));
+    }
+    if let Err(Ack { inbound, .. }) = enqueue(&intake.acks, Ack { notice_id, inbound }).await {
+        core.refuse(&inbound, Code::Internal, Code::Internal.sentence());
+    }
+}
+
 /// Queues a report for the bus.
 async fn report(core: &Core, intake: &Intake, inbound: Inbound) {
     let Some(report) = decode::<Report>(core, &inbound) else { return };
     if let Err(error) = check_name(&report.destination) {
         return core.refuse(&inbound, Code::BadRequest, &error.to_string());
+    }
+    let topics = &core.settings.report_topics;
+    if !topics.is_empty() && !topics.contains(&report.destination) {
+        return core.refuse(&inbound, Code::NotPermitted, "Nobody takes reports for this topic.");
     }
     let business = Business { report, inbound };
     if let Err(business) = enqueue(&intake.reports, business).await {

@@ -39,13 +39,10 @@ use super::{
     receiver::{decode, unix_ms},
     settings::ChatSettings,
 };
-use crate::storage::limits::USER_ID_BYTES_MAX;
+use crate::{notices::NOTICE_ID_BYTES_MAX, storage::limits::USER_ID_BYTES_MAX};
 
 /// Longest name of a room, in bytes.
 pub const ROOM_ID_BYTES_MAX: usize = 128;
-
-/// Longest id of a notice, in bytes.
-pub const NOTICE_ID_BYTES_MAX: usize = 128;
 
 /// How often at most the table of rates is searched for rooms that fell silent.
 const SWEEP_INTERVAL_MS: u64 = 100;
@@ -219,14 +216,7 @@ pub(super) fn broadcast_for(
         let reason = "The notice_id is longer than 128 bytes.";
         return Err(Refused::new(Code::BadRequest, reason));
     }
-    let taken = core.rooms.paced(|pace, now_ms| {
-        let (rate, bucket) = &mut pace.broadcasts;
-        bucket.take(*rate, now_ms)
-    });
-    taken.map_err(|wait| {
-        Refused::new(Code::RateLimited, "Too many broadcasts; each one reaches everybody.")
-            .retry_after(milliseconds(wait))
-    })?;
+    pace_broadcast(core)?;
     let notice_id = match request.notice_id {
         chosen if !chosen.is_empty() => chosen,
         _ => Uuid::now_v7().to_string(),
@@ -241,6 +231,18 @@ pub(super) fn broadcast_for(
     core.metrics.broadcasts.inc();
     let sessions = core.gateways.broadcast(command::NOTICE, &notice);
     Ok(BroadcastResponse { notice_id, sent_at_ms, sessions, ..BroadcastResponse::default() })
+}
+
+/// Takes one off the rate of what goes to everybody.
+pub(super) fn pace_broadcast(core: &Core) -> Result<(), Refused> {
+    let taken = core.rooms.paced(|pace, now_ms| {
+        let (rate, bucket) = &mut pace.broadcasts;
+        bucket.take(*rate, now_ms)
+    });
+    taken.map_err(|wait| {
+        Refused::new(Code::RateLimited, "Too many broadcasts; each one reaches everybody.")
+            .retry_after(milliseconds(wait))
+    })
 }
 
 /// The reply to a room's command: how many members it has, or why not. Who has to wait is told how
@@ -260,14 +262,14 @@ fn answer(core: &Core, inbound: &Inbound, outcome: Result<u64, Refused>) {
     }
 }
 
-fn check_room_id(room_id: &str) -> Result<(), Refused> {
+pub(super) fn check_room_id(room_id: &str) -> Result<(), Refused> {
     if (1..=ROOM_ID_BYTES_MAX).contains(&room_id.len()) {
         return Ok(());
     }
     Err(Refused::new(Code::BadRequest, "A room_id of 1 to 128 bytes is needed."))
 }
 
-fn check_body(core: &Core, body: &str) -> Result<(), Refused> {
+pub(super) fn check_body(core: &Core, body: &str) -> Result<(), Refused> {
     let max = core.settings.room_body_bytes_max;
     if body.len() <= max {
         return Ok(());

@@ -52,8 +52,15 @@ pub struct ChatSettings {
     pub catch_up_attempts_max: u32,
     /// Reports waiting for the bus. Full: receiving waits.
     pub reports_queued_max: usize,
-    /// Attempts to put one report on the bus before it is dropped and counted.
+    /// Attempts to put reports on the bus while this process leaves, before they are dropped and
+    /// counted. Until then they wait, however long it takes.
     pub report_attempts_max: u32,
+    /// Topics that clients may report to; empty: any, up to the bus's own bound. Others:
+    /// `not_permitted`.
+    pub report_topics: Vec<String>,
+    /// Callers that wait for records of a topic at once, reading or consuming. One more:
+    /// `over_capacity`.
+    pub consumers_waiting_max: usize,
     /// Frames of any kind a second that one user may send, over all devices. Above: ERROR
     /// `rate_limited`.
     pub frames_per_second_max: u32,
@@ -117,6 +124,16 @@ pub struct ChatSettings {
     pub broadcasts_per_second_max: u32,
     /// How many of those at once after a quiet time.
     pub broadcasts_burst_max: u32,
+    /// Targets of one push, members of its groups included. Above: `too_large`.
+    pub notice_targets_max: usize,
+    /// How long a notice is kept for its users when the caller does not say.
+    pub notice_ttl: Duration,
+    /// How long a caller may ask for. Above: `bad_request`.
+    pub notice_ttl_max: Duration,
+    /// Acknowledgements of notices that wait to be stored. Full: receiving waits.
+    pub notice_acks_queued_max: usize,
+    /// States of notices that a watcher may be behind. Above, it is ended and told so.
+    pub notice_events_queued_max: usize,
     /// Receipts of one user in one conversation are sent at most this often.
     pub receipt_interval: Duration,
     /// Conversations with more members get no receipts of other members: one message to a group
@@ -154,6 +171,8 @@ impl Default for ChatSettings {
             catch_up_attempts_max: 5,
             reports_queued_max: 4_096,
             report_attempts_max: 5,
+            report_topics: vec![],
+            consumers_waiting_max: 64,
             frames_per_second_max: 1_000,
             frames_burst_max: 2_000,
             messages_per_second_max: 200,
@@ -182,6 +201,11 @@ impl Default for ChatSettings {
             room_body_bytes_max: 16 * 1024,
             broadcasts_per_second_max: 10,
             broadcasts_burst_max: 20,
+            notice_targets_max: 10_000,
+            notice_ttl: Duration::from_secs(7 * 24 * 3_600),
+            notice_ttl_max: Duration::from_secs(30 * 24 * 3_600),
+            notice_acks_queued_max: 4_096,
+            notice_events_queued_max: 4_096,
             receipt_interval: Duration::from_millis(500),
             receipt_members_max: 100,
             receipts_pending_max: 65_536,

@@ -32,6 +32,8 @@ use crate::api::{Api, AttachmentsApi, CallerGuard, FriendsApi, Guard, UsersApi};
 mod attachments;
 mod caller;
 mod friends;
+pub mod push;
+pub mod reports;
 pub mod sessions;
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,8 @@
 //! | `POST /v1/users/{user_id}/kick` | `KickUserResponse` |
 //! | `GET /v1/users/{user_id}/presence` | `GetPresenceResponse` |
 //! | `/v1/sessions`, `/v1/presence…`, `/v1/users/{user_id}/logout` … | see [`sessions`] |
+//! | `/v1/push…` | see [`push`] |
+//! | `/v1/topics…` | see [`reports`] |
 //! | `GET /livez`, `/readyz` (without the token) | `{"status"}`, and a reason with 503 |
 
 use std::future::Future;
@@ -41,6 +43,8 @@ use crate::api::{Api, Guard};
 pub mod attachments;
 mod caller;
 pub mod friends;
+pub mod push;
+pub mod reports;
 pub mod sessions;
 #[cfg(test)]
 mod tests;
@@ -291,6 +295,20 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
         match Path::<String>::from_request_parts(parts, state).await {
             Ok(Path(id)) => Ok(Self(id)),
+            Err(_) => Err(refusal(&Refused::new(Code::BadRequest, "The path is not UTF-8."))),
+        }
+    }
+}
+
+/// The two variable parts of a path.
+struct Ids(String, String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Ids {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        match Path::<(String, String)>::from_request_parts(parts, state).await {
+            Ok(Path((first, second))) => Ok(Self(first, second)),
             Err(_) => Err(refusal(&Refused::new(Code::BadRequest, "The path is not UTF-8."))),
         }
     }

@@ -11,9 +11,10 @@ use std::{
 
 use async_trait::async_trait;
 use millrace_logic::{
-    bus::{MemoryBus, MemoryBusSettings},
+    bus::{EmbeddedBus, EmbeddedBusSettings},
     chat::{Chat, ChatSettings, Foundation, OpenPresence, OpenRooms},
     login::{ClaimRules, Hs256Verifier},
+    notices::{EmbeddedNotices, NoticeLimits},
     registry::{MemoryRegistry, MemoryRegistrySettings},
     storage::{
         ConversationPage, Members, Outcome, Page, Store, StoreError, Write,
@@ -109,6 +110,8 @@ impl Bench {
         let inner = EmbeddedStore::open(Options::new(folder.path().join("data"))).expect("opened");
         let revocations = EmbeddedRevocations::open(inner.side("revocations").expect("a table"));
         let revocations = Arc::new(revocations.await.expect("read"));
+        let bus = EmbeddedBus::open(&inner, EmbeddedBusSettings::default()).expect("opened");
+        let notices = EmbeddedNotices::open(&inner, NoticeLimits::default()).await.expect("opened");
         let store = Arc::new(Handled {
             inner,
             full: AtomicBool::new(false),
@@ -118,7 +121,8 @@ impl Bench {
         let foundation = Foundation {
             store: store.clone(),
             registry: Arc::new(MemoryRegistry::new(MemoryRegistrySettings::default())),
-            bus: Arc::new(MemoryBus::new(MemoryBusSettings::default())),
+            bus: Arc::new(bus),
+            notices: Arc::new(notices),
             verifier: Arc::new(
                 Hs256Verifier::new(SECRET.as_bytes(), &ClaimRules::default()).expect("long enough"),
             ),

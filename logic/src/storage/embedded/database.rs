@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable as _, Snapshot};
+use fjall::{
+    Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable as _,
+    Snapshot,
+};
 
 use super::{
     Options,
@@ -145,6 +148,11 @@ impl Tables {
         self.database.snapshot()
     }
 
+    /// An empty batch, for several tables of another matter.
+    pub fn side_batch(&self) -> OwnedWriteBatch {
+        self.database.batch()
+    }
+
     /// Writes the changes of one side table as one batch; durable (fdatasync) on return.
     pub fn commit_side(
         &self,
@@ -169,7 +177,7 @@ impl Tables {
 
     /// Refuses to write into the last free space: the engine needs room for flushing what it has
     /// in memory, and does not survive a write that fails half-way.
-    fn check_space(&self) -> Result<(), StoreError> {
+    pub fn check_space(&self) -> Result<(), StoreError> {
         let space = rustix::fs::statvfs(&self.directory)
             .map_err(|error| at(&self.directory, error.into()))?;
         let free_bytes = space.f_bavail.saturating_mul(space.f_frsize);
@@ -244,6 +252,7 @@ pub fn corrupt(table: Table, error: DecodeError) -> StoreError {
     StoreError::Corrupt(format!("a row of table {}: {error}", table.name()))
 }
 
+/// The engine's failure, as callers see it.
 pub fn failed(error: fjall::Error) -> StoreError {
     match error {
         fjall::Error::Io(error) if error.kind() == io::ErrorKind::StorageFull => {

@@ -89,6 +89,11 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.bytes(length)?).map_err(|_| DecodeError::Text)
     }
 
+    /// Everything that is left.
+    pub fn rest(self) -> &'a [u8] {
+        self.0
+    }
+
     /// Nothing may be left.
     pub fn finish(self) -> Result<(), DecodeError> {
         if self.0.is_empty() { Ok(()) } else { Err(DecodeError::Long) }

@@ -7,6 +7,7 @@
 //! - `writer`: the thread that commits
 //! - `reader`: the questions
 //! - `side`: tables of matters that need not be atomic with messages, in the same database
+//! - `side_group`: the same for what comes often: several tables, a writer that commits in groups
 //!
 //! # Fan-out
 //! A message to a group writes one pointer row per member, so that a user who comes online finds
@@ -46,6 +47,7 @@ pub use self::{
     relations::EmbeddedRelations,
     revocations::{EmbeddedRevocations, REVOCATIONS_MAX},
     side::{SideRows, SideTable, SideWrites},
+    side_group::{GroupRows, GroupWrites, SideGroup},
 };
 use self::{
     database::Tables,
@@ -57,13 +59,14 @@ use super::{ConversationPage, Members, Outcome, Page, Store, StoreError, Write};
 mod accounts;
 mod attachments;
 mod database;
-mod encoding;
+pub(crate) mod encoding;
 mod keys;
 mod reader;
 mod relations;
 mod revocations;
 mod rows;
 mod side;
+mod side_group;
 #[cfg(test)]
 pub(crate) mod tests;
 mod transaction;

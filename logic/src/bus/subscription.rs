@@ -1,0 +1,72 @@
+//! A consumer's subscription of the embedded log: where it stands, and what it has read ahead.
+
+use std::collections::VecDeque;
+
+use async_trait::async_trait;
+
+use super::{Bus as _, BusError, EmbeddedBus, Record, Start, Subscription};
+
+/// Records, and bytes, that are read ahead in one go.
+const READ_AHEAD_RECORDS_MAX: usize = 256;
+const READ_AHEAD_BYTES_MAX: usize = 1 << 20;
+
+/// See the module.
+pub(super) struct EmbeddedSubscription {
+    bus: EmbeddedBus,
+    topic: String,
+    consumer: String,
+    /// Which subscription of its consumer this is; only the newest may go on.
+    number: u64,
+    /// Offset of the next record to be given.
+    position: u64,
+    ahead: VecDeque<Record>,
+}
+
+impl EmbeddedSubscription {
+    pub(super) fn new(
+        bus: EmbeddedBus,
+        topic: &str,
+        consumer: &str,
+        number: u64,
+        position: u64,
+    ) -> Self {
+        let (topic, consumer) = (topic.to_owned(), consumer.to_owned());
+        Self { bus, topic, consumer, number, position, ahead: VecDeque::new() }
+    }
+
+    fn check(&self) -> Result<(), BusError> {
+        match self.bus.inner.is_newest(&self.topic, &self.consumer, self.number) {
+            true => Ok(()),
+            false => Err(BusError::Superseded),
+        }
+    }
+}
+
+#[async_trait]
+impl Subscription for EmbeddedSubscription {
+    async fn next_some(&mut self, records_max: usize) -> Result<Vec<Record>, BusError> {
+        loop {
+            self.check()?;
+            if !self.ahead.is_empty() {
+                let count = records_max.max(1).min(self.ahead.len());
+                let taken: Vec<Record> = self.ahead.drain(..count).collect();
+                if let Some(last) = taken.last() {
+                    self.position = last.offset + 1;
+                }
+                return Ok(taken);
+            }
+            let over = || self.check().is_err();
+            self.bus.inner.wait(&self.topic, self.position, over).await?;
+            let from = Start::Offset(self.position);
+            let read =
+                self.bus.read(&self.topic, from, READ_AHEAD_RECORDS_MAX, READ_AHEAD_BYTES_MAX);
+            self.ahead = read.await?.records.into();
+        }
+    }
+
+    async fn acknowledge(&mut self, offset: u64) -> Result<(), BusError> {
+        self.check()?;
+        let offset = offset.min(self.position - 1);
+        self.bus.commit(&self.topic, &self.consumer, offset, false).await.map(drop)
+    }
+}
