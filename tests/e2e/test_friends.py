@@ -4,6 +4,7 @@ write to whom by which policy, with the same code through every door."""
 import importlib
 import itertools
 import json
+import time
 
 import grpc
 import pytest
@@ -238,7 +239,7 @@ def test_where_friends_alone_may_write_every_door_says_so_alike(friends_only):
     assert tiers.api().call("POST", "/v1/messages", body)[1]["code"] == BLOCKED
     friends = services.FriendServiceStub(channel)
     mine = [("authorization", f"Bearer {ada.token}")]
-    listed = friends.ListRelations(messages.ListRelationsRequest(user_id="me", filter="friends"), metadata=mine, timeout=10)
+    listed = friends.ListRelations(messages.ListRelationsRequest(user_id="me", filter="friends"), metadata=mine, timeout=10, wait_for_ready=True)
     assert [relation.user_id for relation in listed.relations] == [bob.id]
     removed = friends.RemoveFriend(messages.RelationRequest(user_id="me", other_id=bob.id), metadata=mine, timeout=10)
     assert not removed.relation.friend
@@ -260,7 +261,11 @@ def test_where_friends_alone_may_see_who_is_online_others_are_hidden(friends_onl
         reply = viewer.reply_to(viewer.send(0x0221, request), 0x0221).parse(presence.PresenceReply)
         return [(user.user_id, user.online) for user in reply.users], list(reply.hidden)
 
-    assert seen() == ([(ada.id, True), (bob.id, True)], [eve.id])
+    # Presence follows a login in a moment.
+    deadline = time.monotonic() + 20
+    while seen() != ([(ada.id, True), (bob.id, True)], [eve.id]):
+        assert time.monotonic() < deadline, seen()
+        time.sleep(0.05)
     bob.ok("PUT", f"/v1/users/me/blocks/{ada.id}")
     assert seen() == ([(ada.id, True)], [bob.id, eve.id])
     bobs.close()

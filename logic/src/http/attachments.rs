@@ -17,7 +17,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    body::{Body, Bytes},
+    body::{Body, BodyDataStream, Bytes},
     extract::{Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
@@ -30,7 +30,7 @@ use millrace_protocol::{
     api::{AttachmentInfo, AttachmentRequest, AttachmentUsageRequest, CreateAttachmentRequest},
 };
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
 use self::range::{Asked, asked, content_range};
 use super::{
@@ -44,6 +44,12 @@ use crate::{
 };
 
 type Door = CallerDoor<Attachments>;
+
+/// Bytes of a refused body that are read and forgotten, and how long that may take.
+const DRAINED_BYTES_MAX: usize = 8 << 20;
+
+/// See [`DRAINED_BYTES_MAX`].
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Chunks of a download that wait for the connection.
 const CHUNKS_QUEUED_MAX: usize = 4;
@@ -125,10 +131,30 @@ async fn receive(State(door): State<Arc<Door>>, Id(attachment_id): Id, call: Req
     let api = Arc::clone(&door.api);
     let receiving = tokio::spawn(async move {
         let _permit = permit;
-        let body = body.into_data_stream();
-        api.receive(&caller, &attachment_id, offset, bytes_max, body).await
+        let mut body = body.into_data_stream();
+        let received = api.receive(&caller, &attachment_id, offset, bytes_max, &mut body).await;
+        if received.is_err() {
+            drain(body).await;
+        }
+        received
     });
     received(receiving.await)
+}
+
+/// Reads what is left of a body that was refused, so far: a client that is still sending it when the
+/// connection is closed would not get to read the answer.
+async fn drain(mut body: BodyDataStream) {
+    let reading = async {
+        let mut bytes = 0;
+        while let Some(Ok(chunk)) = body.next().await {
+            bytes += chunk.len();
+            if bytes > DRAINED_BYTES_MAX {
+                break;
+            }
+        }
+    };
+    // Either way the connection is closed after the answer.
+    let _in_time = timeout(DRAIN_TIMEOUT, reading).await;
 }
 
 fn received(result: Result<Result<AttachmentInfo, Refused>, tokio::task::JoinError>) -> Response {
@@ -180,7 +206,7 @@ async fn receive_all(State(door): State<Arc<Door>>, call: Request) -> Response {
         Ok(admitted) => admitted,
         Err(refused) => return refusal(&refused),
     };
-    let request = match query(&call).and_then(|upload: Upload| {
+    let request = query(&call).and_then(|upload: Upload| {
         let Upload { name, sha256, public, user_id } = upload;
         let size = number(call.headers(), header::CONTENT_LENGTH)
             .ok_or_else(|| bad("The size of the file is needed, as Content-Length."))?;
@@ -189,14 +215,20 @@ async fn receive_all(State(door): State<Arc<Door>>, call: Request) -> Response {
         let r#type = r#type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
         let r#type = r#type.to_owned();
         Ok(CreateAttachmentRequest { user_id, name, r#type, size, sha256, public })
-    }) {
+    });
+    let request = match request {
         Ok(request) => request,
         Err(refused) => return refusal(&refused),
     };
     let api = Arc::clone(&door.api);
     let receiving = tokio::spawn(async move {
         let _permit = permit;
-        api.receive_all(&caller, request, call.into_body().into_data_stream()).await
+        let mut body = call.into_body().into_data_stream();
+        let received = api.receive_all(&caller, request, &mut body).await;
+        if received.is_err() {
+            drain(body).await;
+        }
+        received
     });
     received(receiving.await)
 }
