@@ -266,7 +266,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = EmbeddedStore::open(options(directory.path())).unwrap();
         let (table, other) = (store.side("a").unwrap(), store.side("b").unwrap());
-        other.write(|rows| Ok(rows.put(b"x5".to_vec(), vec![]))).await.unwrap();
+        other
+            .write(|rows| {
+                rows.put(b"x5".to_vec(), vec![]);
+                Ok(())
+            })
+            .await
+            .unwrap();
         let put = |rows: &mut super::SideWrites| {
             for n in 0..9_u8 {
                 rows.put(vec![b'x', n], vec![n]);
@@ -300,7 +306,12 @@ mod tests {
         let full = super::super::Options { free_bytes_min: u64::MAX, ..options(directory.path()) };
         let store = EmbeddedStore::open(full).unwrap();
         let table = store.side("a").unwrap();
-        let refused = table.write(|rows| Ok(rows.put(vec![1], vec![]))).await;
+        let refused = table
+            .write(|rows| {
+                rows.put(vec![1], vec![]);
+                Ok(())
+            })
+            .await;
         assert!(matches!(refused, Err(StoreError::Full(_))), "{refused:?}");
         assert_eq!(table.read(|rows| rows.get(&[1])).await.unwrap(), None);
         store.close().await.unwrap();

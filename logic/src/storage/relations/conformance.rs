@@ -230,7 +230,7 @@ pub async fn devices_that_follow_versions_see_what_the_store_has(bed: &impl Bed)
     let (mut often, mut seldom) = (Device::default(), Device::default());
     for round in 0..400 {
         let own = &users[random.usize(..2)];
-        let other = &users[random.usize(2..)];
+        let other = &users[random.usize(2..users.len())];
         let (user, other) = if random.bool() { (own, other) } else { (other, own) };
         let what = match random.u8(..7) {
             0 => request("hi"),
