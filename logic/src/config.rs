@@ -200,6 +200,8 @@ pub struct Limits {
     pub commits_in_flight_max: usize,
     /// See [`ChatSettings::cursor_delay`].
     pub cursor_delay: Duration,
+    /// See [`ChatSettings::commit_interval`].
+    pub commit_interval: Duration,
     /// See [`ChatSettings::reads_queued_max`].
     pub reads_queued_max: usize,
     /// See [`ChatSettings::reads_in_flight_max`].
@@ -355,6 +357,7 @@ impl Default for Limits {
             commit_writes_max: chat.commit_writes_max,
             commits_in_flight_max: chat.commits_in_flight_max,
             cursor_delay: Duration::from_millis(chat.cursor_delay.as_millis() as u64),
+            commit_interval: Duration::from_millis(chat.commit_interval.as_millis() as u64),
             reads_queued_max: chat.reads_queued_max,
             reads_in_flight_max: chat.reads_in_flight_max,
             reports_queued_max: chat.reports_queued_max,
@@ -598,6 +601,7 @@ impl Config {
             commit_writes_max: limits.commit_writes_max,
             commits_in_flight_max: limits.commits_in_flight_max,
             cursor_delay: limits.cursor_delay.as_std(),
+            commit_interval: limits.commit_interval.as_std(),
             reads_queued_max: limits.reads_queued_max,
             reads_in_flight_max: limits.reads_in_flight_max,
             catch_ups_in_flight_max: self.catch_up.in_flight_max,

@@ -1,8 +1,10 @@
 //! The second stage: gathers writes and makes them durable, a batch a commit.
 //!
 //! Several batches may be with the store at once: it takes what has come while it was busy as one
-//! group, so groups grow with load, a quiet system commits at once, and the store never waits for
-//! this stage between two groups. Cursor moves of one user in one conversation that meet in a batch
+//! group, so groups grow with load, and the store never waits for this stage between two groups.
+//! What comes after a silence is committed at once. Under load a batch begins at most once in
+//! `commit_interval`: a commit of two writes costs nearly as much as one of twenty, here and in all
+//! that follows it, and processor time is what a busy machine lacks. Cursor moves of one user in one conversation that meet in a batch
 //! become one write, and a batch of nothing but silent ones waits a moment for company. It answers
 //! nobody: outcomes go on to the third stage in commit order.
 
@@ -76,6 +78,9 @@ pub(crate) async fn run(
     let mut committing = Committing::new();
     // Until when what is gathered waits for company.
     let mut company_until = None;
+    // When the next batch may begin. Only a batch with company sets it: somebody who waits for
+    // each answer before the next request is not made to wait for nobody.
+    let mut not_before: Option<tokio::time::Instant> = None;
     let mut is_over = false;
     while !(is_over && committing.is_empty()) {
         let may_begin = committing.len() < in_flight_max;
@@ -95,9 +100,14 @@ pub(crate) async fn run(
                     && gathered.len() < writes_max
                     && !core.settings.cursor_delay.is_zero()
                     && gathered[newest..].iter().all(Job::is_silent_move);
+                let now = tokio::time::Instant::now();
                 if company {
-                    let until = || tokio::time::Instant::now() + core.settings.cursor_delay;
-                    company_until.get_or_insert_with(until);
+                    company_until.get_or_insert(now + core.settings.cursor_delay);
+                    continue;
+                }
+                let is_early = not_before.is_some_and(|moment| now < moment);
+                if is_early && !is_over && gathered.len() < writes_max {
+                    company_until = not_before;
                     continue;
                 }
             }
@@ -105,6 +115,9 @@ pub(crate) async fn run(
         }
         company_until = None;
         if !gathered.is_empty() {
+            let is_busy = gathered.len() > 1;
+            not_before =
+                is_busy.then(|| tokio::time::Instant::now() + core.settings.commit_interval);
             begin(&core, &mut gathered, &mut committing);
         }
     }

@@ -19,6 +19,8 @@ pub struct ChatSettings {
     /// How long cursor moves that nobody waits for may wait for a message to share a commit with.
     /// Receipts are coalesced for longer than this anyway.
     pub cursor_delay: Duration,
+    /// Under load a commit begins at most once in this time. Zero: as soon as there is a write.
+    pub commit_interval: Duration,
     /// Batches of writes that the store has been given and has not answered. At the bound the next
     /// batch gathers until it answers one.
     pub commits_in_flight_max: usize,
@@ -157,6 +159,7 @@ impl Default for ChatSettings {
             writes_queued_max: 16_384,
             commit_writes_max: 1_000,
             cursor_delay: Duration::from_millis(10),
+            commit_interval: Duration::from_millis(4),
             commits_in_flight_max: 16,
             commits_queued_max: 4,
             reads_queued_max: 4_096,
