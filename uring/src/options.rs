@@ -69,7 +69,7 @@ impl Default for Options {
             completion_entries: 8192,
             receive_buffers: 256,
             satellite_submission_entries: 256,
-            satellite_completion_entries: 1024,
+            satellite_completion_entries: 4096,
             satellite_receive_buffers: 64,
             receive_buffer_bytes: 2048,
             accept_spare: 16,

@@ -104,7 +104,7 @@ impl Default for Settings {
             linger_ms: 2_000,
             send_queue_bytes_max: 256 * 1024,
             send_batch_bytes_max: 64 * 1024,
-            sends_per_turn_max: 1_024,
+            sends_per_turn_max: 256,
             broadcasts_max: 32,
             slow_consumer: SlowConsumer::Close,
             requests_in_flight_max: 256,
