@@ -65,7 +65,7 @@ pub trait Fleet {
 const SLEEP_NS_MAX: u64 = 20_000_000;
 /// Never sleep shorter: waking up for every single message of a fast schedule would cost more
 /// CPU than the messages. The lateness this adds is measured like any other.
-const SLEEP_NS_MIN: u64 = 200_000;
+const SLEEP_NS_MIN: u64 = 500_000;
 
 /// A station's connection. `attempt` tells callbacks of an earlier connection apart.
 #[derive(Clone, Copy, Default)]
