@@ -23,6 +23,7 @@ import threading
 import time
 from pathlib import Path
 
+import namespace
 from processes import BINARIES, Tiers, metric
 
 PHASES = ("ramp", "hold", "load", "settle")
@@ -220,6 +221,7 @@ def summary(arguments, samples, empty, idle, result):
             "memory_bytes": key_values("/proc/meminfo", ("MemTotal",))["MemTotal"],
             "descriptors": os.sysconf("SC_OPEN_MAX"),
         },
+        "tcp": namespace.settings(),
         "connections": count,
         "heartbeat_seconds": arguments.heartbeat,
         "memory": memory,
@@ -271,7 +273,9 @@ def main():
     parser.add_argument("--shards", type=int, help="shards of the gateway (default: one a core)")
     parser.add_argument("--json", type=Path, help="where to write the report")
     parser.add_argument("--perf", type=Path, help="record a CPU profile of 20 s of the load to this file")
+    parser.add_argument("--congestion-control", default="reno", help="of all sockets of the run; empty: the machine's own")
     arguments = parser.parse_args()
+    namespace.enter(2 * arguments.connections, arguments.congestion_control)
     if arguments.room_size is None:
         arguments.room_size = arguments.connections // 20
     with tempfile.TemporaryDirectory(prefix="millrace-million-") as name:
