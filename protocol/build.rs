@@ -8,6 +8,15 @@ use std::{
 
 use prost::Message;
 
+/// What few messages carry takes a pointer's room in all the others.
+const BOXED: [&str; 5] = [
+    ".millrace.chat.v1.Message.quote",
+    ".millrace.chat.v1.Message.mentions",
+    ".millrace.chat.v1.Message.location",
+    ".millrace.chat.v1.Message.forwarded",
+    ".millrace.chat.v1.Message.merged",
+];
+
 /// The link never travels as JSON; its messages need no serde.
 const JSON_PACKAGES: [&str; 3] = [".millrace.session", ".millrace.chat", ".millrace.api"];
 
@@ -25,12 +34,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     if std::env::var_os("CARGO_FEATURE_GRPC").is_some() {
         // The RPC of the link is named Connect, as is the convenience that tonic would add.
-        tonic_prost_build::configure()
-            .build_transport(false)
-            .bytes(".")
-            .compile_fds(descriptors)?;
+        let mut builder = tonic_prost_build::configure().build_transport(false).bytes(".");
+        for field in BOXED {
+            builder = builder.boxed(field);
+        }
+        builder.compile_fds(descriptors)?;
     } else {
-        prost_build::Config::new().bytes(["."]).compile_fds(descriptors)?;
+        let mut config = prost_build::Config::new();
+        config.bytes(["."]);
+        for field in BOXED {
+            config.boxed(field);
+        }
+        config.compile_fds(descriptors)?;
     }
 
     pbjson_build::Builder::new()

@@ -31,6 +31,7 @@ fn message(sender: u32, next: &mut u64) -> Write {
         attachment: None,
         does_not_count: false,
         sent_at_ms: 1_700_000_000_000,
+        extras: None,
     }
 }
 

@@ -33,11 +33,14 @@ pub(crate) use caller::{Access, unix_ms};
 pub use caller::{Caller, CallerGuard, CallerLimits, Principal};
 pub use friends::FriendsApi;
 pub use users::UsersApi;
+mod history;
+
+pub use history::HistoryApi;
 
 /// What business services may ask for. Every call fails with [`Refused`]; its code decides the
 /// status that the door answers with. The caller has shown the token already.
 #[async_trait]
-pub trait Api: Send + Sync + 'static {
+pub trait Api: HistoryApi + Send + Sync + 'static {
     /// Creates a group.
     async fn create_group(
         &self,

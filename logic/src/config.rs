@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 mod bus;
 mod login;
 mod notices;
+mod messages;
 mod paces;
 mod presence;
 mod replay;
@@ -25,6 +26,7 @@ mod sessions;
 pub use bus::Bus;
 pub use login::{Jwks, Login, LoginHttp, LoginMethod};
 pub use notices::Notices;
+pub use messages::{Messages, Words};
 pub use paces::Paces;
 pub use presence::Presence;
 pub use replay::{Check as ReplayCheck, Replay};
@@ -99,6 +101,10 @@ pub struct Config {
     pub bus: Bus,
     /// Notices of business services.
     pub notices: Notices,
+    /// What messages may be, and what may become of them.
+    pub messages: Messages,
+    /// Words that are not let through.
+    pub words: Words,
     /// Log lines.
     pub log: Log,
 }
@@ -289,6 +295,8 @@ impl Default for Config {
             catch_up: CatchUp::default(),
             bus: Bus::default(),
             notices: Notices::default(),
+            messages: Messages::default(),
+            words: Words::default(),
             log: Log::default(),
         }
     }
@@ -501,6 +509,8 @@ impl Config {
         self.users.check()?;
         self.friends.check()?;
         self.attachments.check()?;
+        self.messages.check()?;
+        self.words.check()?;
         if self.store.directory.as_os_str().is_empty() {
             return Err(Invalid::new("store.directory", "must not be empty"));
         }
@@ -627,6 +637,7 @@ impl Config {
             receipts_pending_max: self.receipts.pending_max,
             reply_bytes_max: reply_bytes_max.as_usize(),
             retry_after: retry_after.as_std(),
+            messages: self.messages.settings(),
             sessions: self.sessions.policy(),
             ..ChatSettings::default()
         };

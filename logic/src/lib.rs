@@ -4,6 +4,7 @@
 //! - [`storage`]: the trait `Store`, and the embedded store
 //! - [`registry`]: the trait `Registry` (who is online where), and one in memory
 //! - [`bus`]: the trait `Bus` (topics for business services), and the log on the embedded store
+//! - [`words`]: the list of words that are not let through
 //! - [`login`]: whose token it is, and how many sessions a user may have
 //! - [`api`]: what business services may ask; [`http`] and [`grpc`] are its doors
 //! - [`accounts`]: users with a password
@@ -29,6 +30,7 @@ pub mod notices;
 mod process;
 pub mod registry;
 pub mod storage;
+pub mod words;
 
 pub use config::{Config, DEFAULT_TOML};
 pub use process::{Addresses, Logic, ShutdownError, StartError};

@@ -29,7 +29,7 @@ use crate::{
     },
     attachments::{self, Attachments, BlobStore, DirectoryBlobs},
     bus::{Bus, EmbeddedBus},
-    chat::{self, Chat, Foundation, OpenPresence, OpenRooms},
+    chat::{self, Chat, Foundation, NoWords, OpenPresence, OpenRooms, WordFilter},
     config::{Config, FileStore, MaySee, Secrets},
     grpc,
     http::{self, HttpSettings},
@@ -44,6 +44,7 @@ use crate::{
         },
         relations::RelationStore,
     },
+    words::WordFile,
 };
 
 /// Why a logic process did not start.
@@ -130,6 +131,7 @@ impl Logic {
         let http_door = listen("http", config.http.listen.0).await?;
         let grpc_door = listen("grpc", config.grpc.listen.0).await?;
         let admin_door = listen("admin", config.admin.listen.0).await?;
+        let words = open_words(&config).await?;
         let embedded = open_store(&config).await?;
         let store: Arc<dyn Store> = embedded.clone();
         let bus = EmbeddedBus::open(&embedded, config.bus.settings())?;
@@ -151,6 +153,7 @@ impl Logic {
                 MaySee::Friends => Arc::new(FriendsPresence(policy.clone())),
             },
             gates: vec![policy.clone(), files.clone()],
+            words,
         };
         let mut chat = None;
         let server = Server::bind(config.link.listen, config.server_settings(), |gateways| {
@@ -330,6 +333,16 @@ async fn open_store(config: &Config) -> Result<Arc<EmbeddedStore>, StartError> {
         Ok(store) => Ok(Arc::new(store?)),
         Err(error) => Err(StoreError::Failed(format!("opening it ended: {error}")).into()),
     }
+}
+
+/// Building the search takes a moment with a long list.
+async fn open_words(config: &Config) -> Result<Arc<dyn WordFilter>, StartError> {
+    let Some(settings) = config.words.settings() else { return Ok(Arc::new(NoWords)) };
+    let opened = tokio::task::spawn_blocking(move || WordFile::open(settings)).await;
+    let opened = opened.map_err(|error| Invalid::new("words.file", error.to_string()))?;
+    let words = opened.map_err(|error| Invalid::new("words.file", error.to_string()))?;
+    tokio::spawn(words.clone().watch());
+    Ok(words)
 }
 
 /// The files that messages refer to.

@@ -390,6 +390,9 @@ def encode(messages, name, value):
             elif item:
                 out += varint(number << 3) + varint(int(item))
             continue
+        if kind == "double":
+            out += varint(number << 3 | 1) + struct.pack("<d", item) if item else b""
+            continue
         for each in item if repeated else [item]:
             if kind == "string":
                 each = each.encode()
@@ -409,7 +412,8 @@ def to_json(messages, name, value):
             return base64.b64encode(item).decode()
         return to_json(messages, kind, item) if kind in messages else item
 
-    defaults = {"string": "", "uint32": 0, "uint64": 0, "int64": 0, "bool": False, "bytes": b""}
+    defaults = {"string": "", "uint32": 0, "uint64": 0, "int64": 0, "bool": False, "bytes": b"",
+                "double": 0.0}
     out = {}
     for field, kind, _, repeated in messages[name]:
         if repeated:
@@ -421,9 +425,16 @@ def to_json(messages, name, value):
     return out
 
 
-def bodies(package, path, commands, samples):
-    """Each sample in protobuf, in JSON, and as the whole frame of request 7."""
+def bodies(package, path, commands, samples, parts=()):
+    """Each sample in protobuf, in JSON, and as the whole frame of request 7. `parts` are files whose
+    messages travel inside others."""
     messages = schema(PROTO / path)
+    inside = {name: fields for part in parts for name, fields in schema(PROTO / part).items()}
+    missing = {name for _, name, _ in samples} ^ set(messages) - {
+        # These travel inside others.
+        "Message", "Attachment", "Conversation", "Group"}
+    assert not missing, f"no sample of {missing}"
+    messages |= inside
     rows = []
     for command, name, value in samples:
         number = commands[command.removesuffix(" reply")]
@@ -431,10 +442,6 @@ def bodies(package, path, commands, samples):
         body = encode(messages, name, value)
         rows.append({"command": number, "message": f"{package}.{name}", "protobuf": body.hex(),
                      "json": to_json(messages, name, value), "frame": frame(number, 7, body).hex()})
-    missing = {name for _, name, _ in samples} ^ set(messages) - {
-        # These travel inside others.
-        "Message", "Attachment", "Conversation", "Group"}
-    assert not missing, f"no sample of {missing}"
     return {"messages": rows}
 
 
@@ -478,7 +485,16 @@ def chat():
         "conversation_id": "s:alice:bob", "conversation_type": 1, "sequence": 1,
         "message_id": "01977e5e-0000-7000-8000-000000000001", "client_message_id": "c1",
         "sender_id": "alice", "type": 1, "body": "hello 👋", "sent_at_ms": 1750000000789}
-    revoked = {**message, "sequence": (1 << 53) + 1, "body": "", "state": 2}
+    revoked = {**message, "sequence": (1 << 53) + 1, "body": "", "state": 2, "revoked_by": "alice"}
+    rich = {
+        **message, "type": 5, "quote": {"conversation_id": "g:g1", "sequence": 9, "sender_id": "bob"},
+        "mentions": {"user_ids": ["bob", "carol"], "everyone": True},
+        "location": {"latitude": 52.5, "longitude": -13.25, "name": "Berlin", "address": "x"},
+        "expires_at_ms": 1750000060789, "forwarded": {"sender_id": "dan", "sent_at_ms": 5},
+        "merged": {"title": "t", "items": [{
+            "sender_id": "eve", "type": 3, "excerpt": "e", "sent_at_ms": 6, "attachment_name": "n",
+            "attachment_type": "image/png"}]},
+        "system": True}
     samples = [
         ("send_message", "SendMessage", {
             "client_message_id": "c1", "user_id": "bob", "type": 1, "body": "hello 👋"}),
@@ -486,11 +502,18 @@ def chat():
             "client_message_id": "c2", "group_id": "g1", "type": 3, "attachment": attachment,
             "does_not_count": True}),
         ("send_message", "SendMessage", {"attachment": {}}),
+        ("send_message", "SendMessage", {
+            "client_message_id": "c4", "user_id": "bob", "type": 5, "quote": {"sequence": 7},
+            "mentions": {"user_ids": ["bob"]}, "location": {"latitude": -0.5, "longitude": 180.0},
+            "ttl_ms": 60000}),
         ("send_message reply", "SendReply", {
             "message_id": message["message_id"], "conversation_id": "s:alice:bob", "sequence": 1,
             "sent_at_ms": 1750000000789, "duplicate": True}),
         ("send_message reply", "SendReply", {"code": 17, "reason": "This is not permitted."}),
+        ("send_message reply", "SendReply", {"message_id": "m", "not_stored": True}),
+        ("forward reply", "SendReply", {"sequence": 9, "count": 3}),
         ("deliver", "Deliver", {"messages": [message, revoked]}),
+        ("deliver", "Deliver", {"messages": [rich]}),
         ("deliver", "Deliver", {"messages": [{}]}),
         ("deliver_ack", "DeliverAck", {"conversation_id": "s:alice:bob", "sequence": 2}),
         ("read", "Read", {"conversation_id": "s:alice:bob", "sequence": 300}),
@@ -503,16 +526,25 @@ def chat():
         ("delete reply", "DeleteReply", {}),
         ("forward", "Forward", {"conversation_id": "s:alice:bob", "sequences": [1],
                                 "group_id": "g1", "client_message_id": "c3"}),
+        ("forward", "Forward", {"conversation_id": "s:alice:bob", "sequences": [1, 3],
+                                "user_id": "eve", "client_message_id": "c5", "merged": True,
+                                "title": "t"}),
         ("pull_messages", "PullMessages", {
             "conversation_id": "s:alice:bob", "from_sequence": 1, "to_sequence": 50, "limit": 100,
             "newest_first": True}),
+        ("pull_messages", "PullMessages", {
+            "conversation_id": "s:alice:bob", "changed_since_version": 11}),
         ("pull_messages reply", "PullReply", {"messages": [message], "complete": True}),
+        ("pull_messages reply", "PullReply", {
+            "messages": [revoked], "version": 12,
+            "deleted": [{"from_sequence": 2, "to_sequence": 4}]}),
         ("pull_conversations", "PullConversations", {"since_version": 9, "limit": 10}),
         ("pull_conversations reply", "ConversationsReply", {
             "conversations": [{
                 "conversation_id": "g:g1", "type": 2, "name": "Group", "avatar": "x",
                 "last_message": message, "unread": 3, "init_sequence": 1, "max_sequence": 7,
-                "read_sequence": 4, "do_not_disturb": True, "quit": True, "version": 12}],
+                "read_sequence": 4, "do_not_disturb": True, "quit": True, "version": 12,
+                "mentioned_sequence": 6}],
             "version": 12, "complete": True}),
         ("update_conversation", "UpdateConversation", {
             "conversation_id": "g:g1", "do_not_disturb": True}),
@@ -531,7 +563,8 @@ def chat():
                                          "sender_id": "alice"}),
         ("report", "Report", {"destination": "billing", "payload": b"\x00\xff\x10"}),
     ]
-    write("chat.json", bodies("millrace.chat.v1", "millrace/chat/v1/chat.proto", commands, samples))
+    write("chat.json", bodies("millrace.chat.v1", "millrace/chat/v1/chat.proto", commands, samples,
+                               parts=["millrace/chat/v1/messages.proto"]))
 
 
 if __name__ == "__main__":

@@ -428,7 +428,7 @@ impl Client {
             from_sequence: from,
             to_sequence: to,
             limit: PULL_LIMIT,
-            newest_first: false,
+            ..chat::PullMessages::default()
         };
         cx.record.counters.add(Counter::Pulls);
         cx.pulls_outstanding += 1;

@@ -304,8 +304,20 @@ impl FakeGateway {
 
     /// Sends a client's frame; waits for credit if there is none.
     pub async fn send(&mut self, session_id: u64, command: u16, request_id: u32, body: Bytes) {
+        self.send_flagged(session_id, command, request_id, Flags::NONE, body).await;
+    }
+
+    /// The same, with further flags.
+    pub async fn send_flagged(
+        &mut self,
+        session_id: u64,
+        command: u16,
+        request_id: u32,
+        flags: Flags,
+        body: Bytes,
+    ) {
         let json = self.encodings.get(&session_id) == Some(&Encoding::Json);
-        let flags = if json { Flags::JSON } else { Flags::NONE };
+        let flags = if json { flags.with(Flags::JSON) } else { flags };
         while !self.has_credit(body.len()) {
             if !self.receive().await {
                 return;

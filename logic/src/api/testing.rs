@@ -10,8 +10,12 @@ use millrace_protocol::api::{
     PublishRoomMessageRequest, PublishRoomMessageResponse, RemoveGroupRequest, RemoveGroupResponse,
     RemoveMembersRequest, RemoveMembersResponse, SendMessageRequest, SendMessageResponse,
 };
+use millrace_protocol::api::{
+    DeleteMessagesRequest, DeleteMessagesResponse, ForwardMessagesRequest, PullMessagesRequest,
+    PullMessagesResponse, RevokeMessageRequest, RevokeMessageResponse,
+};
 
-use super::Api;
+use super::{Api, HistoryApi};
 
 /// See the module. A `client_message_id` that is the label of a code makes `send_message` refuse
 /// with that code.
@@ -100,5 +104,48 @@ impl Api for EchoApi {
     ) -> Result<GetPresenceResponse, Refused> {
         let session = PresenceSession { device_id: request.user_id, ..PresenceSession::default() };
         Ok(GetPresenceResponse { online: true, sessions: vec![session] })
+    }
+}
+
+#[async_trait]
+impl HistoryApi for EchoApi {
+    async fn pull_messages(
+        &self,
+        request: PullMessagesRequest,
+    ) -> Result<PullMessagesResponse, Refused> {
+        let message = millrace_protocol::chat::Message {
+            conversation_id: request.conversation_id,
+            sender_id: request.user_id,
+            sequence: request.from_sequence,
+            ..Default::default()
+        };
+        let complete = request.newest_first;
+        Ok(PullMessagesResponse { messages: vec![message], complete, ..Default::default() })
+    }
+
+    async fn revoke_message(
+        &self,
+        request: RevokeMessageRequest,
+    ) -> Result<RevokeMessageResponse, Refused> {
+        let RevokeMessageRequest { conversation_id, sequence, actor_user_id } = request;
+        let reason = format!("{conversation_id} {sequence} {actor_user_id}");
+        Ok(RevokeMessageResponse { reason, changed: true, code: 0 })
+    }
+
+    async fn delete_messages(
+        &self,
+        request: DeleteMessagesRequest,
+    ) -> Result<DeleteMessagesResponse, Refused> {
+        let reason = format!("{} {}", request.conversation_id, request.user_id);
+        Ok(DeleteMessagesResponse { reason, deleted: request.sequences.len() as u32, code: 0 })
+    }
+
+    async fn forward_messages(
+        &self,
+        request: ForwardMessagesRequest,
+    ) -> Result<SendMessageResponse, Refused> {
+        let message_id = format!("{} {}", request.conversation_id, request.sender_id);
+        let count = request.sequences.len() as u32;
+        Ok(SendMessageResponse { message_id, count, ..SendMessageResponse::default() })
     }
 }

@@ -20,10 +20,10 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{
-    Chat, Core, gate,
+    Chat, Core, gate, messages,
     paces::Paced,
     processor::{Job, Origin},
-    receiver::{append, seen_before, unix_ms},
+    receiver::{seen_before, unix_ms},
     rooms,
 };
 use crate::{
@@ -34,7 +34,7 @@ use crate::{
 
 impl Chat {
     /// Sends a write through the chain and waits until it is durable.
-    async fn change(&self, write: Write) -> Result<Outcome, Refused> {
+    pub(super) async fn change(&self, write: Write) -> Result<Outcome, Refused> {
         let gone = || self.with_delay(Code::LogicUnavailable);
         let writes = self.intake().ok_or_else(gone)?.writes.clone();
         let (caller, outcome) = oneshot::channel();
@@ -68,13 +68,13 @@ impl Chat {
     }
 
     /// A store's failure to read, as a caller sees it.
-    fn unread(&self, error: &StoreError) -> Refused {
+    pub(super) fn unread(&self, error: &StoreError) -> Refused {
         tracing::error!(%error, "a read failed");
         self.with_delay(error.code())
     }
 
     /// The store answered with the outcome of another write, which is our own mistake.
-    fn mismatched(&self, outcome: &Outcome) -> Refused {
+    pub(super) fn mismatched(&self, outcome: &Outcome) -> Refused {
         tracing::error!(?outcome, "the store's outcome does not fit the write");
         self.with_delay(Code::Internal)
     }
@@ -185,6 +185,10 @@ impl Api for Chat {
             body: request.body,
             attachment: request.attachment,
             does_not_count: request.does_not_count,
+            quote: request.quote,
+            mentions: request.mentions,
+            location: request.location,
+            ttl_ms: request.ttl_ms,
             timestamp_ms: request.timestamp_ms,
             nonce: request.nonce,
         };
@@ -194,8 +198,11 @@ impl Api for Chat {
         })?;
         seen_before(&self.core, &request.sender_id, &message)
             .inspect_err(|refused| self.core.count_refusal(refused.code))?;
-        let mut write = append(request.sender_id, message)
-            .map_err(|reason| self.refused(Code::BadRequest, reason))?;
+        if request.no_store {
+            return self.send_live(&request.sender_id, message).await;
+        }
+        let mut write = messages::append(&self.core, request.sender_id, message)
+            .inspect_err(|refused| self.core.count_refusal(refused.code))?;
         gate::admit_write(&self.core, &mut write)
             .await
             .inspect_err(|refused| self.core.count_refusal(refused.code))?;
@@ -208,6 +215,7 @@ impl Api for Chat {
                 sequence: message.sequence,
                 sent_at_ms: message.sent_at_ms,
                 duplicate,
+                ..SendMessageResponse::default()
             }),
             other => Err(self.mismatched(&other)),
         }

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Core,
+    Core, expiry,
     online::{Finished, Pushed},
     sync::send_deliver,
 };
@@ -153,6 +153,8 @@ async fn catch_up_once(
     if !core.online.is_catching_up(session, round) {
         return true;
     }
+    let mut messages = messages;
+    expiry::hide(&mut messages);
     core.metrics.catch_ups.inc();
     core.metrics.catch_up_messages.inc_by(messages.len() as u64);
     let mut pushed = Pushed { as_of, highest: Default::default() };

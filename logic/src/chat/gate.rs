@@ -59,6 +59,12 @@ pub(crate) async fn admit_write(core: &Core, write: &mut Write) -> Result<(), Re
         Write::Append { sender_id, target, attachment, .. } => {
             admit(core, sender_id, target, attachment).await
         }
+        Write::Forward { sender_id, target, messages, .. } => {
+            for copied in messages {
+                admit(core, sender_id, target, &mut copied.attachment).await?;
+            }
+            Ok(())
+        }
         _ => Ok(()),
     }
 }

@@ -44,6 +44,15 @@ pub struct Metrics {
     pub(crate) logins: Family<CodeLabel, Counter>,
     pub(crate) messages_stored: Counter,
     pub(crate) message_duplicates: Counter,
+    pub(crate) messages_revoked: Counter,
+    pub(crate) messages_deleted: Counter,
+    pub(crate) messages_forwarded: Counter,
+    pub(crate) messages_expired: Counter,
+    pub(crate) messages_live: Counter,
+    pub(crate) texts_blocked: Counter,
+    pub(crate) texts_masked: Counter,
+    pub(crate) texts_flagged: Counter,
+    pub(crate) findings_dropped: Counter,
     pub(crate) deliveries: Counter,
     pub(crate) receipts: Counter,
     pub(crate) commits: Counter,
@@ -83,6 +92,9 @@ pub struct Metrics {
     pub(crate) outbox_bytes: Gauge,
     pub(crate) sessions: Family<TransportLabel, Gauge>,
     pub(crate) users: Gauge,
+    pub(crate) word_rules: Gauge,
+    pub(crate) word_reloads: Counter,
+    pub(crate) word_reloads_failed: Counter,
     pub(crate) queued: Family<QueueLabel, Gauge>,
     pub(crate) queued_max: Family<QueueLabel, Gauge>,
 }
@@ -101,6 +113,15 @@ impl Default for Metrics {
             logins: Family::default(),
             messages_stored: Counter::default(),
             message_duplicates: Counter::default(),
+            messages_revoked: Counter::default(),
+            messages_deleted: Counter::default(),
+            messages_forwarded: Counter::default(),
+            messages_expired: Counter::default(),
+            messages_live: Counter::default(),
+            texts_blocked: Counter::default(),
+            texts_masked: Counter::default(),
+            texts_flagged: Counter::default(),
+            findings_dropped: Counter::default(),
             deliveries: Counter::default(),
             receipts: Counter::default(),
             commits: Counter::default(),
@@ -140,6 +161,9 @@ impl Default for Metrics {
             outbox_bytes: Gauge::default(),
             sessions: Family::default(),
             users: Gauge::default(),
+            word_rules: Gauge::default(),
+            word_reloads: Counter::default(),
+            word_reloads_failed: Counter::default(),
             queued: Family::default(),
             queued_max: Family::default(),
         };
@@ -163,6 +187,17 @@ impl Metrics {
             "message_duplicates",
                 "Messages that were stored before; clients retry when replies are slow",
                 message_duplicates;
+            "messages_revoked", "Messages taken back", messages_revoked;
+            "messages_deleted", "Messages hidden from one user", messages_deleted;
+            "messages_forwarded", "Messages stored as copies of others", messages_forwarded;
+            "messages_expired", "Messages erased because their time was over", messages_expired;
+            "messages_live", "Messages handed out without being stored", messages_live;
+            "texts_blocked", "Texts refused because of the list of words", texts_blocked;
+            "texts_masked", "Texts in which words of the list were masked", texts_masked;
+            "texts_flagged", "Texts let through with words of the list in them", texts_flagged;
+            "findings_dropped",
+                "Findings of the list of words that the bus did not take; its subscribers are too slow, or gone",
+                findings_dropped;
             "deliveries", "Messages pushed, counted per session", deliveries;
             "receipts", "Receipts pushed, counted per session", receipts;
             "commits", "Durable commits", commits;
@@ -223,6 +258,10 @@ impl Metrics {
             "outbox_bytes", "The same in bytes", outbox_bytes;
             "sessions", "Sessions of the connected gateways", sessions;
             "users", "Users with a session", users;
+            "word_rules", "Rules of the list of words in force", word_rules;
+            "word_reloads", "The list of words was read again and taken", word_reloads;
+            "word_reloads_failed",
+                "The list of words was read again and not taken; the log says why", word_reloads_failed;
             "queued", "What waits in a queue", queued;
             "queued_max", "How much a queue holds; full queues push back", queued_max;
         }

@@ -14,7 +14,10 @@
 //! Beside it run `reads` (pulls and look-ups), `reports` (to the bus), `topics` (what services read
 //! of it), `notices` and `push` (what services tell users), `presence` (logins, the registry
 //! and the device policy), `presence_requests` and `watchers` (who wants to know who is online), `logout`
-//! (everywhere at once), `rooms` (live messages) and `catch_up` (what a session has missed). `online` is the table of connected sessions, and explains how nothing is
+//! (everywhere at once), `rooms` (live messages), `catch_up` (what a session has missed) and `expiry`
+//! (erasing what is over). `messages` says what a message must be, `forward` and `live` what is sent
+//! on and what is not stored, `words` what is not let through. `online` is the table of connected
+//! sessions, and explains how nothing is
 //! pushed twice in a steady run and nothing is missed. `api` serves business services through the
 //! same chain.
 //!
@@ -34,8 +37,13 @@
 
 mod api;
 mod catch_up;
+mod expiry;
+mod forward;
 mod gate;
+mod history_api;
+mod live;
 mod logout;
+mod messages;
 mod metrics;
 mod notices;
 mod online;
@@ -55,9 +63,10 @@ mod settings;
 mod sync;
 mod topics;
 mod watchers;
+mod words;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -87,13 +96,16 @@ use rate::Rate;
 use reports::Business;
 use rooms::Rooms;
 use watchers::{SubscriberId, Watchers, WatchersMax};
+use words::Words;
 
 pub use gate::{SendGate, SendGates};
+pub use messages::MessageSettings;
 pub use metrics::Metrics;
 pub use presence_requests::{OpenPresence, PresencePolicy};
 pub(crate) use receiver::unix_ms;
 pub use rooms::{OpenRooms, RoomPolicy};
 pub use settings::ChatSettings;
+pub use words::{FINDINGS_TOPIC, NoWords, Verdict, WordFilter, WordStatus};
 
 /// What the chat domain stands on.
 pub struct Foundation {
@@ -115,6 +127,8 @@ pub struct Foundation {
     pub presence: Arc<dyn PresencePolicy>,
     /// Who may send what to whom, beside what the store decides.
     pub gates: SendGates,
+    /// Words that are not let through.
+    pub words: Arc<dyn WordFilter>,
 }
 
 /// See the module.
@@ -152,6 +166,7 @@ pub(crate) struct Core {
     pub presence_policy: Arc<dyn PresencePolicy>,
     pub watchers: Watchers,
     pub notices: Notices,
+    pub words: Words,
     pub metrics: Metrics,
     pub lifecycle_waker: Notify,
     pub catch_up_waker: Notify,
@@ -236,8 +251,11 @@ impl Chat {
         let (reports, to_publish) = mpsc::channel(settings.reports_queued_max.max(1));
         let (acks, to_mark) = mpsc::channel(settings.notice_acks_queued_max.max(1));
         let consumers = Arc::new(Semaphore::new(settings.consumers_waiting_max));
+        let metrics = Metrics::default();
+        let (words, findings) = Words::new(foundation.words, &metrics);
         let core = Arc::new(Core {
             online: Online::new(rates, held_max, Paces::new(paced, settings.paced_buckets_max)),
+            words,
             rooms: Rooms::new(foundation.rooms, &settings),
             revocations: foundation.revocations,
             recent_logouts: logout::Recent::default(),
@@ -256,7 +274,7 @@ impl Chat {
             verifier: foundation.verifier,
             gates: foundation.gates,
             gateways,
-            metrics: Metrics::default(),
+            metrics,
             lifecycle_waker: Notify::new(),
             catch_up_waker: Notify::new(),
             watchers_waker: Notify::new(),
@@ -266,7 +284,7 @@ impl Chat {
         let stages = vec![
             tokio::spawn(processor::run(core.clone(), jobs, commits)),
             tokio::spawn(sync::run(core.clone(), committed)),
-            tokio::spawn(reads::run(core.clone(), to_read)),
+            tokio::spawn(reads::run(core.clone(), to_read, writes.clone())),
             tokio::spawn(reports::run(core.clone(), to_publish)),
             tokio::spawn(notices::acknowledge(core.clone(), to_mark)),
         ];
@@ -274,6 +292,8 @@ impl Chat {
         tokio::spawn(catch_up::run(core.clone()));
         tokio::spawn(presence_requests::run(core.clone()));
         tokio::spawn(notices::run(core.clone()));
+        tokio::spawn(expiry::run(core.clone(), writes.clone()));
+        tokio::spawn(words::run(Arc::downgrade(&core), findings));
         let intake = Arc::new(Intake { writes, reads, reports, acks });
         Arc::new(Self { core, intake: Mutex::new(Some(intake)), stages: Mutex::new(stages) })
     }
@@ -310,6 +330,10 @@ impl Chat {
         sessions("tcp").set(tcp as i64);
         sessions("websocket").set(websocket as i64);
         metrics.take_link(&self.core.gateways.counters(), &self.core.gateways.gateways());
+        let words = self.core.words.status();
+        metrics.word_rules.set(words.rules as i64);
+        metrics.word_reloads.inner().store(words.reloads, Ordering::Relaxed);
+        metrics.word_reloads_failed.inner().store(words.reloads_failed, Ordering::Relaxed);
         metrics.users.set(self.core.online.users() as i64);
         let gauge = |queue, queued: usize, max: usize| {
             metrics.queued.get_or_create(&QueueLabel { queue }).set(queued as i64);

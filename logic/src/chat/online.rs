@@ -30,6 +30,7 @@ use super::{
     paces::{Paced, Paces, RequestClass},
     rate::{Bucket, Rate},
 };
+use crate::storage::extras::STATE_NORMAL;
 
 /// A session to push to, and in which form.
 pub(crate) type Receiver = (SessionAddress, Encoding);
@@ -151,7 +152,11 @@ pub(crate) struct Pushed {
 }
 
 impl Pushed {
+    /// What became of a message later (it was revoked, say) is news also to who has the message.
     pub(crate) fn covers(&self, message: &Message) -> bool {
+        if message.state != STATE_NORMAL {
+            return false;
+        }
         self.highest.get(&message.conversation_id).is_some_and(|h| message.sequence <= *h)
     }
 }

@@ -1,5 +1,6 @@
-//! Pulls, look-ups and typing: what asks the store and changes nothing. Runs beside the chain, a
-//! bounded number at once, so that a slow page delays no commit and no delivery.
+//! Pulls, look-ups, typing, and messages that are not stored or are read before they are sent on: what
+//! asks the store and changes nothing. Runs beside the chain, a bounded number at once, so that a slow
+//! page delays no commit and no delivery.
 
 use std::sync::Arc;
 
@@ -7,15 +8,20 @@ use millrace_logic_sdk::Inbound;
 use millrace_protocol::{
     Code,
     chat::{
-        Conversation, ConversationsReply, GroupById, GroupReply, Message, PullConversations,
-        PullMessages, PullReply, Typing,
+        Conversation, ConversationsReply, Forward, GroupById, GroupReply, Message,
+        PullConversations, PullMessages, PullReply, SendMessage, SequenceRange, Typing,
     },
     command,
 };
 use prost::Message as _;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::{Core, logout, presence_requests, receiver::decode, sync::empty_body};
+use super::{
+    Core, expiry, forward, live, logout, presence_requests,
+    processor::Job,
+    receiver::{self, decode, seen_before, write_on},
+    sync::empty_body,
+};
 use crate::storage::{StoreError, conversation_id::ConversationName};
 
 /// Rows of one page, when the client names no limit and at most.
@@ -24,14 +30,18 @@ const MESSAGES_MAX: usize = 100;
 const CONVERSATIONS_MAX: usize = 100;
 
 /// Runs until every sender is gone, and the reads begun are done.
-pub(crate) async fn run(core: Arc<Core>, mut reads: mpsc::Receiver<Inbound>) {
+pub(crate) async fn run(
+    core: Arc<Core>,
+    mut reads: mpsc::Receiver<Inbound>,
+    writes: mpsc::Sender<Job>,
+) {
     let running_max = core.settings.reads_in_flight_max.max(1);
     let permits = Arc::new(Semaphore::new(running_max));
     while let Some(inbound) = reads.recv().await {
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
-        let core = core.clone();
+        let (core, writes) = (core.clone(), writes.clone());
         tokio::spawn(async move {
-            read(&core, inbound).await;
+            read(&core, &writes, inbound).await;
             drop(permit);
         });
     }
@@ -39,8 +49,10 @@ pub(crate) async fn run(core: Arc<Core>, mut reads: mpsc::Receiver<Inbound>) {
     drop(permits.acquire_many(running_max as u32).await);
 }
 
-async fn read(core: &Core, inbound: Inbound) {
+async fn read(core: &Core, writes: &mpsc::Sender<Job>, inbound: Inbound) {
     match inbound.command {
+        command::SEND_MESSAGE => send_live(core, &inbound).await,
+        command::FORWARD => send_on(core, writes, inbound).await,
         command::PULL_MESSAGES => pull_messages(core, &inbound).await,
         command::PULL_CONVERSATIONS => pull_conversations(core, &inbound).await,
         command::GROUP_BY_ID => group_by_id(core, &inbound).await,
@@ -66,35 +78,83 @@ fn refuse(core: &Core, inbound: &Inbound, error: &StoreError, reply: impl FnOnce
     }
 }
 
+async fn send_live(core: &Core, inbound: &Inbound) {
+    let Some(message) = decode::<SendMessage>(core, inbound) else { return };
+    let session = &inbound.session;
+    if let Err(refused) = seen_before(core, &session.user_id, &message) {
+        return receiver::refuse(core, inbound, refused.code, &refused.reason);
+    }
+    match live::send(core, &session.user_id, Some(session.address), message).await {
+        Ok(reply) => inbound.reply_message(&reply),
+        Err(refused) => receiver::refuse(core, inbound, refused.code, &refused.reason),
+    }
+}
+
+async fn send_on(core: &Core, writes: &mpsc::Sender<Job>, inbound: Inbound) {
+    let Some(request) = decode::<Forward>(core, &inbound) else { return };
+    match forward::prepare(core, &inbound.session.user_id, request).await {
+        Ok(write) => write_on(core, writes, inbound, write).await,
+        Err(forward::Failed::Refused(refused)) => {
+            receiver::refuse(core, &inbound, refused.code, &refused.reason);
+        }
+        Err(forward::Failed::Store(error)) => {
+            tracing::error!(%error, "messages to be forwarded could not be read");
+            core.refuse(&inbound, error.code(), error.code().sentence());
+        }
+    }
+}
+
 async fn pull_messages(core: &Core, inbound: &Inbound) {
     let Some(pull) = decode::<PullMessages>(core, inbound) else { return };
+    match page(core, &inbound.session.user_id, &pull).await {
+        Ok(reply) => inbound.reply_message(&reply),
+        Err(error) => refuse(core, inbound, &error, |code, reason| {
+            inbound.reply_message(&PullReply { code, reason, ..PullReply::default() });
+        }),
+    }
+}
+
+/// What a pull finds, cut to what fits a reply.
+pub(crate) async fn page(
+    core: &Core,
+    user_id: &str,
+    pull: &PullMessages,
+) -> Result<PullReply, StoreError> {
     let limit = match pull.limit as usize {
         0 => MESSAGES_DEFAULT,
         limit => limit.min(MESSAGES_MAX),
     };
+    let bytes_max = core.settings.reply_bytes_max;
+    if pull.changed_since_version > 0 {
+        let since = pull.changed_since_version;
+        let found = core.store.changes(user_id, &pull.conversation_id, since, limit).await?;
+        // What was erased is small: a page of it always fits.
+        let range = |(from_sequence, to_sequence)| SequenceRange { from_sequence, to_sequence };
+        return Ok(PullReply {
+            messages: found.messages,
+            complete: found.complete,
+            version: found.version,
+            deleted: found.deleted.into_iter().map(range).collect(),
+            ..PullReply::default()
+        });
+    }
     let page = core
         .store
         .page(
-            &inbound.session.user_id,
+            user_id,
             &pull.conversation_id,
             pull.from_sequence,
             pull.to_sequence,
             limit,
             pull.newest_first,
         )
-        .await;
-    match page {
-        Ok(page) => {
-            let mut messages = page.messages;
-            let fitting = fitting(&messages, core.settings.reply_bytes_max, Message::encoded_len);
-            let complete = page.complete && fitting == messages.len();
-            messages.truncate(fitting);
-            inbound.reply_message(&PullReply { messages, complete, ..PullReply::default() });
-        }
-        Err(error) => refuse(core, inbound, &error, |code, reason| {
-            inbound.reply_message(&PullReply { code, reason, ..PullReply::default() });
-        }),
-    }
+        .await?;
+    let mut messages = page.messages;
+    expiry::hide(&mut messages);
+    let fitting = fitting(&messages, bytes_max, Message::encoded_len);
+    let complete = page.complete && fitting == messages.len();
+    messages.truncate(fitting);
+    Ok(PullReply { messages, complete, ..PullReply::default() })
 }
 
 async fn pull_conversations(core: &Core, inbound: &Inbound) {
@@ -104,7 +164,8 @@ async fn pull_conversations(core: &Core, inbound: &Inbound) {
         limit => limit.min(CONVERSATIONS_MAX),
     };
     match core.store.conversations(&inbound.session.user_id, pull.since_version, limit).await {
-        Ok(page) => {
+        Ok(mut page) => {
+            expiry::hide(page.conversations.iter_mut().filter_map(|c| c.last_message.as_mut()));
             let mut reply = ConversationsReply {
                 conversations: page.conversations,
                 version: page.version,
@@ -193,6 +254,9 @@ async fn typing(core: &Core, inbound: &Inbound) {
         }
         Some(ConversationName::Group(_)) => match core.store.members(&conversation_id).await {
             Ok(Some(members)) if members.iter().any(|m| **m == *user_id) => {
+                // In a large group somebody is always typing, and nobody wants to know.
+                let is_small = members.len() <= core.settings.messages.typing_members_max;
+                let members = if is_small { &members[..] } else { &[] };
                 let others = members.iter().filter(|m| ***m != *user_id);
                 core.online.deliveries().everybody(others, None, &mut receivers);
             }

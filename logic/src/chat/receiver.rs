@@ -10,14 +10,14 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use millrace_logic_sdk::{Inbound, Refused};
 use millrace_protocol::{
     Code,
-    chat::{DeliverAck, NoticeAck, Read, Report, SendMessage, UpdateConversation},
+    chat::{Delete, DeliverAck, NoticeAck, Read, Report, Revoke, SendMessage, UpdateConversation},
     command,
+    frame::Flags,
 };
 use tokio::sync::mpsc;
-use uuid::Uuid;
 
 use super::{
-    Chat, Core, Intake, gate,
+    Chat, Core, Intake, gate, messages,
     notices::{self, Ack},
     paces::RequestClass,
     processor::{Job, Origin},
@@ -26,10 +26,7 @@ use super::{
 };
 use crate::{
     bus::check_name,
-    storage::{
-        Target, Write,
-        limits::{CLIENT_MESSAGE_ID_BYTES_MAX, GROUP_ID_BYTES_MAX, USER_ID_BYTES_MAX},
-    },
+    storage::{Actor, Write},
 };
 
 impl Chat {
@@ -61,18 +58,38 @@ impl Chat {
         let core = &*self.core;
         let writes = &intake.writes;
         match inbound.command {
-            command::SEND_MESSAGE => {
+            command::SEND_MESSAGE if !inbound.flags.contains(Flags::NO_STORE) => {
                 let Some(message) = decode::<SendMessage>(core, &inbound) else { return };
                 if let Err(refused) = seen_before(core, &inbound.session.user_id, &message) {
                     return refuse(core, &inbound, refused.code, &refused.reason);
                 }
-                match append(inbound.session.user_id.to_string(), message) {
+                match messages::append(core, inbound.session.user_id.to_string(), message) {
                     Ok(mut write) => match gate::admit_write(core, &mut write).await {
                         Ok(()) => write_on(core, writes, inbound, write).await,
                         Err(refused) => refuse(core, &inbound, refused.code, &refused.reason),
                     },
-                    Err(reason) => refuse(core, &inbound, Code::BadRequest, reason),
+                    Err(refused) => refuse(core, &inbound, refused.code, &refused.reason),
                 }
+            }
+            command::REVOKE => {
+                let Some(revoke) = decode::<Revoke>(core, &inbound) else { return };
+                let write = Write::Revoke {
+                    actor: Actor::User(inbound.session.user_id.to_string()),
+                    conversation_id: revoke.conversation_id,
+                    sequence: revoke.sequence,
+                    at_ms: unix_ms(),
+                    limit_ms: core.settings.messages.revoke_limit.as_millis() as u64,
+                };
+                write_on(core, writes, inbound, write).await;
+            }
+            command::DELETE => {
+                let Some(delete) = decode::<Delete>(core, &inbound) else { return };
+                let write = Write::Delete {
+                    user_id: inbound.session.user_id.to_string(),
+                    conversation_id: delete.conversation_id,
+                    sequences: delete.sequences,
+                };
+                write_on(core, writes, inbound, write).await;
             }
             command::DELIVER_ACK => {
                 let Some(ack) = decode::<DeliverAck>(core, &inbound) else { return };
@@ -99,7 +116,10 @@ impl Chat {
                 };
                 write_on(core, writes, inbound, write).await;
             }
-            command::PULL_MESSAGES
+            // What is left of the first is live, and goes to nobody's disk.
+            command::SEND_MESSAGE
+            | command::FORWARD
+            | command::PULL_MESSAGES
             | command::PULL_CONVERSATIONS
             | command::GROUP_BY_ID
             | command::LOGOUT_EVERYWHERE
@@ -192,7 +212,12 @@ async fn move_cursor(
 }
 
 /// Queues a write for the processor.
-async fn write_on(core: &Core, writes: &mpsc::Sender<Job>, inbound: Inbound, write: Write) {
+pub(crate) async fn write_on(
+    core: &Core,
+    writes: &mpsc::Sender<Job>,
+    inbound: Inbound,
+    write: Write,
+) {
     let job = Job { write, origin: Origin::Frame(inbound), received_at: Instant::now() };
     if let Err(job) = enqueue(writes, job).await
         && let Origin::Frame(inbound) = &job.origin
@@ -203,7 +228,7 @@ async fn write_on(core: &Core, writes: &mpsc::Sender<Job>, inbound: Inbound, wri
 }
 
 /// Refuses a request before it becomes a write, in the shape its reply has.
-fn refuse(core: &Core, inbound: &Inbound, code: Code, reason: &str) {
+pub(crate) fn refuse(core: &Core, inbound: &Inbound, code: Code, reason: &str) {
     sync::refuse(core, &mut core.gateways.batch(), inbound, code, reason.to_owned());
 }
 
@@ -229,36 +254,6 @@ where
             None
         }
     }
-}
-
-/// The write of a message, or why it cannot be one. A message to oneself is allowed: a note, kept
-/// in the single chat of the user with itself and pushed to the user's other devices.
-pub(crate) fn append(sender_id: String, message: SendMessage) -> Result<Write, &'static str> {
-    let fits = |id: &str, bytes_max: usize| (1..=bytes_max).contains(&id.len());
-    if !fits(&message.client_message_id, CLIENT_MESSAGE_ID_BYTES_MAX) {
-        return Err("A client_message_id of 1 to 128 bytes is needed.");
-    }
-    let target = match (message.user_id.is_empty(), message.group_id.is_empty()) {
-        (false, true) if fits(&message.user_id, USER_ID_BYTES_MAX) => Target::User(message.user_id),
-        (true, false) if fits(&message.group_id, GROUP_ID_BYTES_MAX) => {
-            Target::Group(message.group_id)
-        }
-        (true, true) | (false, false) => {
-            return Err("Exactly one of user_id and group_id is needed.");
-        }
-        _ => return Err("The user_id or group_id is longer than 128 bytes."),
-    };
-    Ok(Write::Append {
-        message_id: Uuid::now_v7(),
-        sender_id,
-        client_message_id: message.client_message_id,
-        target,
-        kind: message.r#type,
-        body: message.body,
-        attachment: message.attachment,
-        does_not_count: message.does_not_count,
-        sent_at_ms: unix_ms(),
-    })
 }
 
 /// Milliseconds since 1970.

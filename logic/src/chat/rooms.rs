@@ -35,6 +35,7 @@ use uuid::Uuid;
 
 use super::{
     Core,
+    messages::screen_text,
     rate::{Bucket, Rate},
     receiver::{decode, unix_ms},
     settings::ChatSettings,
@@ -182,6 +183,7 @@ fn speak(core: &Core, session: &Session, mut message: RoomMessage) -> Result<u64
         Refused::new(Code::RateLimited, "This room is spoken in too fast; slow down.")
             .retry_after(milliseconds(wait))
     })?;
+    screen_text(core, &mut message.body, &mut Vec::new())?;
     message.sender_id = session.user_id.to_string();
     let except = Some(session.address);
     core.metrics.room_messages.inc();

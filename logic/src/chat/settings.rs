@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use super::messages::MessageSettings;
 use crate::login::{ReplayCheck, ReplaySettings, SessionPolicy};
 
 /// The settings of [`Chat`](super::Chat). `Default` is what production starts with.
@@ -149,6 +150,8 @@ pub struct ChatSettings {
     pub reply_bytes_max: usize,
     /// What a client is told to wait after a failure that is ours.
     pub retry_after: Duration,
+    /// What messages may be, and what may become of them.
+    pub messages: MessageSettings,
     /// How many sessions a user may have, and who leaves when there are too many.
     pub sessions: SessionPolicy,
 }
@@ -215,6 +218,7 @@ impl Default for ChatSettings {
             deliver_messages_max: 64,
             reply_bytes_max: 32 * 1024,
             retry_after: Duration::from_secs(1),
+            messages: MessageSettings::default(),
             sessions: SessionPolicy::default(),
         }
     }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use millrace_logic_sdk::{Batch, Inbound, SessionAddress};
 use millrace_protocol::{
     Code,
-    chat::{Deliver, Message, ReadReply, SendReply, UpdateReply},
+    chat::{DeleteReply, Deliver, Message, ReadReply, RevokeReply, SendReply, UpdateReply},
     command,
     frame::Flags,
 };
@@ -20,12 +20,12 @@ use prost::Message as _;
 use tokio::{sync::mpsc, time::timeout_at};
 
 use super::{
-    Core,
+    Core, forward,
     online::Receiver,
     processor::{Commit, Origin},
     receipts::Receipts,
 };
-use crate::storage::{Outcome, StoreError};
+use crate::storage::{Outcome, StoreError, extras::STATE_REVOKED};
 
 /// Runs until the processor is gone and everything it committed is sent.
 pub(crate) async fn run(core: Arc<Core>, mut commits: mpsc::Receiver<Commit>) {
@@ -164,6 +164,34 @@ impl Dispatch<'_> {
                         reply_ok(&mut self.out, &inbound);
                     }
                 }
+                (outcome @ Outcome::Forwarded { .. }, origin) => {
+                    self.forwarded(outcome, origin, &receivers[range]);
+                }
+                (Outcome::Erased { message, changed, version, recipients }, origin) => {
+                    self.rewritten(&origin, std::slice::from_ref(&message), &receivers[range]);
+                    if changed && message.state == STATE_REVOKED {
+                        self.core.metrics.messages_revoked.inc();
+                    }
+                    match origin {
+                        Origin::Frame(inbound) => reply_ok(&mut self.out, &inbound),
+                        Origin::Api(caller) => drop(caller.send(Ok(Outcome::Erased {
+                            message,
+                            changed,
+                            version,
+                            recipients,
+                        }))),
+                    }
+                }
+                (Outcome::Deleted { user_id, messages, version }, origin) => {
+                    self.rewritten(&origin, &messages, &receivers[range]);
+                    self.core.metrics.messages_deleted.inc_by(messages.len() as u64);
+                    match origin {
+                        Origin::Frame(inbound) => reply_ok(&mut self.out, &inbound),
+                        Origin::Api(caller) => {
+                            drop(caller.send(Ok(Outcome::Deleted { user_id, messages, version })));
+                        }
+                    }
+                }
                 (Outcome::Refused { code, reason }, Origin::Frame(inbound)) => {
                     refuse(self.core, &mut self.out, &inbound, code, reason);
                 }
@@ -172,6 +200,44 @@ impl Dispatch<'_> {
             }
         }
         self.runs.flush(self.core, &mut self.out);
+    }
+
+    /// The reply and the deliveries of several messages that were stored as one write.
+    fn forwarded(&mut self, outcome: Outcome, origin: Origin, receivers: &[Receiver]) {
+        let reply = forward::reply(&outcome).unwrap_or_default();
+        let Outcome::Forwarded { messages, duplicate, .. } = &outcome else { return };
+        let messages = if *duplicate { vec![] } else { messages.clone() };
+        let sender = match &origin {
+            Origin::Frame(inbound) => Some(inbound.session.address),
+            Origin::Api(_) => None,
+        };
+        if let Some(first) = messages.first() {
+            self.runs.make_way(self.core, &mut self.out, first, sender, receivers);
+            self.core.metrics.messages_stored.inc_by(messages.len() as u64);
+            self.core.metrics.messages_forwarded.inc_by(messages.len() as u64);
+        } else {
+            self.core.metrics.message_duplicates.inc();
+        }
+        match origin {
+            Origin::Frame(inbound) => self.out.reply_message(&inbound, &reply),
+            Origin::Api(caller) => drop(caller.send(Ok(outcome))),
+        }
+        for message in messages {
+            self.runs.make_way(self.core, &mut self.out, &message, sender, receivers);
+            self.runs.add(message, sender, receivers);
+        }
+    }
+
+    /// The deliveries of what is left of messages.
+    fn rewritten(&mut self, origin: &Origin, messages: &[Message], receivers: &[Receiver]) {
+        let from = match origin {
+            Origin::Frame(inbound) => Some(inbound.session.address),
+            Origin::Api(_) => None,
+        };
+        for message in messages {
+            self.runs.make_way(self.core, &mut self.out, message, from, receivers);
+            self.runs.add(message.clone(), from, receivers);
+        }
     }
 
     /// The receivers of each outcome, as ranges of one list.
@@ -186,13 +252,39 @@ impl Dispatch<'_> {
         let mut deliveries = self.core.online.deliveries();
         for ((origin, _), outcome) in origins.iter().zip(outcomes) {
             let from = receivers.len();
-            if let Outcome::Appended { message, duplicate: false, version, recipients } = outcome {
-                let except = match origin {
-                    Origin::Frame(inbound) => Some(inbound.session.address),
-                    Origin::Api(_) => None,
-                };
-                deliveries.targets(message, *version, recipients, except, &mut receivers);
-                newest = newest.max(*version);
+            let except = match origin {
+                Origin::Frame(inbound) => Some(inbound.session.address),
+                Origin::Api(_) => None,
+            };
+            match outcome {
+                Outcome::Appended { message, duplicate: false, version, recipients } => {
+                    deliveries.targets(message, *version, recipients, except, &mut receivers);
+                    newest = newest.max(*version);
+                }
+                Outcome::Forwarded { messages, duplicate: false, version, recipients } => {
+                    // All of them are in this commit, so they have the same receivers.
+                    for message in messages {
+                        receivers.truncate(from);
+                        deliveries.targets(message, *version, recipients, except, &mut receivers);
+                    }
+                    newest = newest.max(*version);
+                }
+                // What is over its receivers know themselves.
+                Outcome::Erased { message, changed: true, version, recipients }
+                    if message.state == STATE_REVOKED =>
+                {
+                    deliveries.targets(message, *version, recipients, except, &mut receivers);
+                    newest = newest.max(*version);
+                }
+                Outcome::Deleted { user_id, messages, version } => {
+                    let own = [Arc::from(&user_id[..])];
+                    for message in messages {
+                        receivers.truncate(from);
+                        deliveries.targets(message, *version, &own, except, &mut receivers);
+                    }
+                    newest = newest.max(*version);
+                }
+                _ => {}
             }
             targets.push(from..receivers.len());
         }
@@ -211,6 +303,7 @@ pub(crate) fn send_reply(message: &Message, duplicate: bool) -> SendReply {
         sequence: message.sequence,
         sent_at_ms: message.sent_at_ms,
         duplicate,
+        ..SendReply::default()
     }
 }
 
@@ -219,6 +312,8 @@ fn reply_ok(out: &mut Batch<'_>, inbound: &Inbound) {
     match inbound.command {
         command::READ => out.reply_message(inbound, &ReadReply::default()),
         command::UPDATE_CONVERSATION => out.reply_message(inbound, &UpdateReply::default()),
+        command::REVOKE => out.reply_message(inbound, &RevokeReply::default()),
+        command::DELETE => out.reply_message(inbound, &DeleteReply::default()),
         _ => out.reply(inbound, empty_body(inbound)),
     }
 }
@@ -240,11 +335,17 @@ pub(crate) fn refuse(
     core.count_refusal(code);
     let number = code.number();
     match inbound.command {
-        command::SEND_MESSAGE if inbound.request_id != 0 => {
+        command::SEND_MESSAGE | command::FORWARD if inbound.request_id != 0 => {
             out.reply_message(inbound, &SendReply { code: number, reason, ..SendReply::default() });
         }
         command::READ if inbound.request_id != 0 => {
             out.reply_message(inbound, &ReadReply { code: number, reason });
+        }
+        command::REVOKE if inbound.request_id != 0 => {
+            out.reply_message(inbound, &RevokeReply { code: number, reason });
+        }
+        command::DELETE if inbound.request_id != 0 => {
+            out.reply_message(inbound, &DeleteReply { code: number, reason });
         }
         command::UPDATE_CONVERSATION if inbound.request_id != 0 => {
             out.reply_message(inbound, &UpdateReply { code: number, reason });

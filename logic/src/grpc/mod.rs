@@ -11,6 +11,7 @@ use millrace_protocol::api::attachment_service_server::AttachmentServiceServer;
 use millrace_protocol::api::broadcast_service_server::{BroadcastService, BroadcastServiceServer};
 use millrace_protocol::api::friend_service_server::FriendServiceServer;
 use millrace_protocol::api::group_service_server::{GroupService, GroupServiceServer};
+use millrace_protocol::api::history_service_server::HistoryServiceServer;
 use millrace_protocol::api::message_service_server::{MessageService, MessageServiceServer};
 use millrace_protocol::api::room_service_server::{RoomService, RoomServiceServer};
 use millrace_protocol::api::user_service_server::{UserService, UserServiceServer};
@@ -34,6 +35,7 @@ mod caller;
 mod friends;
 pub mod push;
 pub mod reports;
+mod history;
 pub mod sessions;
 #[cfg(test)]
 mod tests;
@@ -52,11 +54,13 @@ pub fn routes(api: Arc<dyn Api>, guard: Guard) -> Routes {
     let messages = MessageServiceServer::from_arc(Arc::clone(&door));
     let rooms = RoomServiceServer::from_arc(Arc::clone(&door));
     let broadcast = BroadcastServiceServer::from_arc(Arc::clone(&door));
+    let history = HistoryServiceServer::from_arc(Arc::clone(&door));
     let users = UserServiceServer::from_arc(door);
     Routes::new(groups.max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(messages.max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(rooms.max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(broadcast.max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(history.max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(users.max_decoding_message_size(MESSAGE_BYTES_MAX))
 }
 

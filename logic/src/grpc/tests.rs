@@ -5,6 +5,7 @@ use std::sync::Arc;
 use millrace_protocol::Code;
 use millrace_protocol::api::broadcast_service_client::BroadcastServiceClient;
 use millrace_protocol::api::group_service_client::GroupServiceClient;
+use millrace_protocol::api::history_service_client::HistoryServiceClient;
 use millrace_protocol::api::message_service_client::MessageServiceClient;
 use millrace_protocol::api::room_service_client::RoomServiceClient;
 use millrace_protocol::api::user_service_client::UserServiceClient;
@@ -12,6 +13,9 @@ use millrace_protocol::api::{
     AddMembersRequest, BroadcastRequest, CreateGroupRequest, GetGroupRequest, GetPresenceRequest,
     KickUserRequest, PublishRoomMessageRequest, RemoveGroupRequest, RemoveMembersRequest,
     SendMessageRequest,
+};
+use millrace_protocol::api::{
+    DeleteMessagesRequest, ForwardMessagesRequest, PullMessagesRequest, RevokeMessageRequest,
 };
 use tokio::net::TcpListener;
 use tonic::Request;
@@ -58,6 +62,38 @@ async fn every_call_reaches_its_method() {
     let request = SendMessageRequest { sender_id: "a".to_owned(), ..SendMessageRequest::default() };
     let sent = MessageServiceClient::new(channel.clone()).send_message(with_token(request)).await;
     assert_eq!(sent.expect("sent").get_ref().message_id, "a>");
+    let mut history = HistoryServiceClient::new(channel.clone());
+    let (conversation_id, user_id) = ("g:x".to_owned(), "a".to_owned());
+    let request = PullMessagesRequest {
+        conversation_id: conversation_id.clone(),
+        user_id: user_id.clone(),
+        ..PullMessagesRequest::default()
+    };
+    let page = history.pull_messages(with_token(request)).await.expect("pulled");
+    assert_eq!(page.get_ref().messages[0].sender_id, "a");
+    let request = RevokeMessageRequest {
+        conversation_id: conversation_id.clone(),
+        sequence: 3,
+        actor_user_id: user_id.clone(),
+    };
+    let revoked = history.revoke_message(with_token(request)).await.expect("revoked");
+    assert_eq!(revoked.get_ref().reason, "g:x 3 a");
+    let sequences = vec![1, 2];
+    let request = DeleteMessagesRequest {
+        conversation_id: conversation_id.clone(),
+        user_id: user_id.clone(),
+        sequences: sequences.clone(),
+    };
+    let deleted = history.delete_messages(with_token(request)).await.expect("deleted");
+    assert_eq!(deleted.get_ref().deleted, 2);
+    let request = ForwardMessagesRequest {
+        conversation_id,
+        sender_id: user_id,
+        sequences,
+        ..ForwardMessagesRequest::default()
+    };
+    let sent = history.forward_messages(with_token(request)).await.expect("forwarded");
+    assert_eq!(sent.get_ref().message_id, "g:x a");
     let request = PublishRoomMessageRequest {
         room_id: "r".to_owned(),
         body: "b".to_owned(),

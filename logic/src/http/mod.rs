@@ -7,6 +7,7 @@
 //! | `GET`, `DELETE /v1/groups/{group_id}` | `GetGroupResponse`, `RemoveGroupResponse` |
 //! | `POST`, `DELETE /v1/groups/{group_id}/members` | `AddMembersResponse`, `RemoveMembersResponse` |
 //! | `POST /v1/messages` | `SendMessageResponse` |
+//! | `…/v1/conversations/{conversation_id}/messages…` | see `history` |
 //! | `POST /v1/rooms/{room_id}/messages` | `PublishRoomMessageResponse` |
 //! | `POST /v1/broadcast` | `BroadcastResponse` |
 //! | `POST /v1/users/{user_id}/kick` | `KickUserResponse` |
@@ -45,6 +46,7 @@ mod caller;
 pub mod friends;
 pub mod push;
 pub mod reports;
+mod history;
 pub mod sessions;
 #[cfg(test)]
 mod tests;
@@ -91,6 +93,7 @@ pub fn router(api: Arc<dyn Api>, guard: Guard, settings: HttpSettings) -> Router
         .route("/v1/broadcast", post(broadcast))
         .route("/v1/users/{user_id}/kick", post(kick_user))
         .route("/v1/users/{user_id}/presence", get(get_presence))
+        .merge(history::routes())
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .fallback(no_such_path)

@@ -73,6 +73,31 @@ async fn every_call_reaches_its_method_with_path_and_body() {
     let message = r#"{"sender_id": "a", "user_id": "b", "client_message_id": "1", "type": 1}"#;
     let (status, sent) = call(address, "POST /v1/messages", message).await;
     assert_eq!((status, &sent["message_id"], &sent["sequence"]), (200, &json!("a>b"), &json!("7")));
+    let history = "/v1/conversations/s:1:a:b/messages";
+    let line = format!("GET {history}?user_id=a&from_sequence=3&newest_first=true");
+    let (status, page) = call(address, &line, "").await;
+    assert_eq!((status, &page["complete"]), (200, &json!(true)));
+    assert_eq!(page["messages"][0]["conversation_id"], json!("s:1:a:b"));
+    assert_eq!(page["messages"][0]["sequence"], json!("3"));
+    let line = format!("POST {history}/7/revoke");
+    let (status, revoked) = call(address, &line, r#"{"actor_user_id": "a"}"#).await;
+    assert_eq!((status, &revoked["reason"]), (200, &json!("s:1:a:b 7 a")));
+    let sequences = r#"{"user_id": "a", "sender_id": "c", "sequences": [1, "2"]}"#;
+    let (status, deleted) = call(address, &format!("POST {history}/delete"), sequences).await;
+    assert_eq!((status, &deleted["deleted"]), (200, &json!(2)));
+    let (status, sent) = call(address, &format!("POST {history}/forward"), sequences).await;
+    assert_eq!(
+        (status, &sent["message_id"], &sent["count"]),
+        (200, &json!("s:1:a:b c"), &json!(2))
+    );
+    for (line, body) in [
+        (format!("GET {history}?user=a"), ""),
+        (format!("GET {history}?from_sequence=-1"), ""),
+        (format!("POST {history}/x/revoke"), "{}"),
+    ] {
+        let (status, refused) = call(address, &line, body).await;
+        assert_eq!((status, &refused["code"]), (400, &json!(18)), "{line}");
+    }
     for (body, reason) in [(r#"{"reason": "why"}"#, "\u{e4}: why"), ("", "\u{e4}: ")] {
         let (status, kicked) = call(address, "POST /v1/users/%C3%A4/kick", body).await;
         assert_eq!((status, &kicked["reason"]), (200, &json!(reason)));

@@ -10,11 +10,13 @@ use uuid::Uuid;
 
 use super::{Outcome, Page, Store, StoreError, Target, Write, conversation_id, limits::*};
 
+mod edits;
 mod membership;
 mod messages;
 mod model;
 pub mod revocations;
 
+pub use edits::*;
 pub use membership::*;
 pub use messages::*;
 pub use model::random_writes_agree_with_the_model;
@@ -51,6 +53,15 @@ macro_rules! conformance_tests {
             members_are_never_outdated,
             concurrent_commits_lose_and_double_nothing,
             everything_is_there_after_reopening,
+            revoked_content_is_gone_for_everybody_and_its_place_stays,
+            who_may_revoke_and_until_when,
+            deleted_messages_are_hidden_from_one_user_alone,
+            deletions_have_a_bound_that_runs_do_not_reach,
+            forwarded_messages_are_stored_together_and_once,
+            what_is_quoted_must_be_there_for_the_sender,
+            a_row_shows_the_newest_unread_mention,
+            expired_content_is_found_and_erased_once,
+            changes_are_paged_by_version_without_losing_one,
             random_writes_agree_with_the_model,
         }
     };
@@ -88,6 +99,7 @@ fn message(sender: &str, target: Target, id: &str) -> Write {
         attachment: None,
         does_not_count: false,
         sent_at_ms: 1_700_000_000_000,
+        extras: None,
     }
 }
 

@@ -19,6 +19,19 @@ pub const BODY_BYTES_MAX: usize = BODY_BYTES_MAX_CEILING as usize;
 /// Longest of each text of an attachment, of a group's name and of its avatar, in bytes.
 pub const TEXT_BYTES_MAX: usize = 4 * 1024;
 
+/// Users that one message may mention by name.
+pub const MENTIONED_USERS_MAX: usize = 100;
+
+/// Messages forwarded at once.
+pub const FORWARDED_MESSAGES_MAX: usize = 100;
+
+/// Messages deleted at once.
+pub const DELETED_MESSAGES_MAX: usize = 100;
+
+/// Runs of deleted messages that a user may have in one conversation. At the bound a further
+/// message is refused (`over_capacity`) unless it touches a run. One row of at most 20 bytes a run.
+pub const DELETED_RANGES_MAX: usize = 1_000;
+
 /// Members a group may have when its creator states no limit.
 pub const GROUP_MEMBERS_MAX_DEFAULT: u32 = 500;
 

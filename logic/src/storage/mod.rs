@@ -29,9 +29,13 @@
 //! - **Members** see messages after their `init_sequence`. Somebody who joins later starts at the
 //!   newest sequence of that moment. Somebody who left (`quit`) keeps what was there until then;
 //!   coming back is joining anew, with a new `init_sequence`.
+//! - **Content that is gone leaves its place.** A revoked or expired message is erased for everybody, a
+//!   deleted one is hidden from one user; each keeps its sequence as a message without content, whose
+//!   `state` says which. Revoked and expired go before deleted. Neither counts as unread any more.
 //! - **Versions** grow with every write that changed something. A conversation row of a user has
-//!   the version of its last change that this user can see: a message, the own read cursor, a
-//!   setting, joining, leaving. The delivered cursor is not part of the row.
+//!   the version of its last change that this user can see: a message, one revoked or expired while
+//!   the user was a member, the own read cursor, a setting, deleting, joining, leaving. The delivered
+//!   cursor is not part of the row.
 
 use std::{io, path::PathBuf, sync::Arc};
 
@@ -45,11 +49,14 @@ pub mod attachments;
 pub(crate) mod conformance;
 pub mod conversation_id;
 pub mod embedded;
+pub mod extras;
 pub mod limits;
 pub mod relations;
 mod revocations;
 
 pub use revocations::{KeptSession, Revocation, Revocations};
+
+pub use extras::Extras;
 
 /// All user ids that a conversation's messages go to.
 pub type Members = Arc<[Arc<str>]>;
@@ -83,6 +90,37 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
         newest_first: bool,
     ) -> Result<Page, StoreError>;
+
+    /// Those of these messages that this member may see, in the order asked for.
+    ///
+    /// # Errors
+    /// As [`Store::page`].
+    async fn messages(
+        &self,
+        user_id: &str,
+        conversation_id: &str,
+        sequences: &[u64],
+    ) -> Result<Vec<chat::Message>, StoreError>;
+
+    /// What became of messages after they were stored: those revoked or expired after
+    /// `since_version`, oldest change first, at most `limit`, and all that the user has deleted.
+    ///
+    /// # Errors
+    /// As [`Store::page`].
+    async fn changes(
+        &self,
+        user_id: &str,
+        conversation_id: &str,
+        since_version: u64,
+        limit: usize,
+    ) -> Result<Changes, StoreError>;
+
+    /// Messages whose `expires_at_ms` is not after `now_ms` and whose content is still there, the
+    /// longest over first, at most `limit`: conversation and sequence.
+    ///
+    /// # Errors
+    /// The store's own failures.
+    async fn expired(&self, now_ms: i64, limit: usize) -> Result<Vec<(String, u64)>, StoreError>;
 
     /// The user's conversation rows that changed after `since_version`, oldest change first, at
     /// most `limit`.
@@ -166,6 +204,30 @@ pub enum Target {
     Group(String),
 }
 
+/// Who asks for something that needs a right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Actor {
+    /// A user, with the rights of a member.
+    User(String),
+    /// A business service, which may do anything.
+    Service,
+}
+
+/// A message of [`Write::Forward`]; fields as in [`Write::Append`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Copied {
+    /// The id under which it is stored if it is new.
+    pub message_id: Uuid,
+    /// `Message.type`.
+    pub kind: u32,
+    /// `Message.body`.
+    pub body: String,
+    /// `Message.attachment`.
+    pub attachment: Option<chat::Attachment>,
+    /// What few messages carry.
+    pub extras: Option<Box<Extras>>,
+}
+
 /// One change. Several make a commit.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Write {
@@ -190,6 +252,53 @@ pub enum Write {
         does_not_count: bool,
         /// When logic took it, in milliseconds since 1970.
         sent_at_ms: i64,
+        /// What few messages carry. A quoted message must be there for the sender.
+        extras: Option<Box<Extras>>,
+    },
+    /// Several messages of one sender at once, under one client message id: all are stored, one
+    /// after the other without another between them, or none.
+    Forward {
+        /// The session's user.
+        sender_id: String,
+        /// The sender's own id of all of them together.
+        client_message_id: String,
+        /// Where they go.
+        target: Target,
+        /// At least one, at most [`limits::FORWARDED_MESSAGES_MAX`].
+        messages: Vec<Copied>,
+        /// When logic took it, in milliseconds since 1970.
+        sent_at_ms: i64,
+    },
+    /// Takes a message back: its content is erased for everybody. Doing it again changes nothing.
+    Revoke {
+        /// Who wants it.
+        actor: Actor,
+        /// In which conversation.
+        conversation_id: String,
+        /// Which message.
+        sequence: u64,
+        /// Now, in milliseconds since 1970.
+        at_ms: i64,
+        /// How long after sending a sender may; 0: not at all. Nobody else is bound by it.
+        limit_ms: u64,
+    },
+    /// Hides messages from one user, on all devices. Doing it again changes nothing.
+    Delete {
+        /// From whom.
+        user_id: String,
+        /// In which conversation.
+        conversation_id: String,
+        /// At least one, at most [`limits::DELETED_MESSAGES_MAX`], each of which the user sees.
+        sequences: Vec<u64>,
+    },
+    /// Erases the content of a message whose time is over; changes nothing before that.
+    Expire {
+        /// In which conversation.
+        conversation_id: String,
+        /// Which message.
+        sequence: u64,
+        /// Now, in milliseconds since 1970.
+        at_ms: i64,
     },
     /// Moves a member's cursors forward; 0 leaves one where it stands.
     MoveCursor {
@@ -262,6 +371,38 @@ pub enum Outcome {
         /// All members including the sender.
         recipients: Members,
     },
+    /// Of [`Write::Forward`].
+    Forwarded {
+        /// As stored, in order; of a duplicate, those stored first.
+        messages: Vec<chat::Message>,
+        /// They were stored before this write.
+        duplicate: bool,
+        /// The version of the last of them; each has one more than the one before.
+        version: u64,
+        /// All members including the sender.
+        recipients: Members,
+    },
+    /// Of [`Write::Revoke`] and [`Write::Expire`].
+    Erased {
+        /// What is left of it.
+        message: chat::Message,
+        /// Its content was still there before this write.
+        changed: bool,
+        /// The version of this write, or of the commit before when nothing changed.
+        version: u64,
+        /// The members now.
+        recipients: Members,
+    },
+    /// Of [`Write::Delete`].
+    Deleted {
+        /// From whom.
+        user_id: String,
+        /// What the user now sees of them, in increasing sequence; without those that the user had
+        /// deleted before.
+        messages: Vec<chat::Message>,
+        /// The version of this write, or of the commit before when nothing changed.
+        version: u64,
+    },
     /// Of [`Write::MoveCursor`].
     CursorMoved {
         /// Which conversation.
@@ -330,8 +471,8 @@ pub enum Outcome {
     },
     /// The write does not fit the state, or breaks a limit; nothing of it was applied.
     Refused {
-        /// `not_found`, `not_permitted`, `bad_request`, `already_exists`, `over_capacity` or
-        /// `too_large`.
+        /// `not_found`, `not_permitted`, `bad_request`, `already_exists`, `over_capacity`,
+        /// `too_large`, `too_late` or `role_too_low`.
         code: Code,
         /// A sentence for a person.
         reason: String,
@@ -345,6 +486,19 @@ pub struct Page {
     pub messages: Vec<chat::Message>,
     /// The range, as far as this member may see it, holds nothing beyond these.
     pub complete: bool,
+}
+
+/// Of [`Store::changes`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Changes {
+    /// What is left of them, oldest change first.
+    pub messages: Vec<chat::Message>,
+    /// What to pass as `since_version` the next time.
+    pub version: u64,
+    /// False: more follow.
+    pub complete: bool,
+    /// What the user has deleted: sequences, both ends included, in order, without two that touch.
+    pub deleted: Vec<(u64, u64)>,
 }
 
 /// Of [`Store::conversations`].

@@ -179,6 +179,7 @@ async fn pages_come_from_either_end_and_within_their_bounds() {
         to_sequence,
         limit,
         newest_first,
+        ..PullMessages::default()
     };
     let sequences = |reply: &millrace_protocol::chat::PullReply| {
         reply.messages.iter().map(|m| m.sequence).collect::<Vec<_>>()

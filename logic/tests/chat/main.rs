@@ -5,6 +5,8 @@
 mod api;
 mod catch_up;
 mod cursors;
+mod edits;
+mod forward;
 mod group;
 mod logout;
 mod order;
@@ -15,5 +17,7 @@ mod rooms;
 mod security;
 mod sessions;
 mod single;
+mod special;
 mod store_faults;
+mod words;
 mod world;

@@ -12,12 +12,12 @@ use std::{
 use async_trait::async_trait;
 use millrace_logic::{
     bus::{EmbeddedBus, EmbeddedBusSettings},
-    chat::{Chat, ChatSettings, Foundation, OpenPresence, OpenRooms},
+    chat::{Chat, ChatSettings, Foundation, NoWords, OpenPresence, OpenRooms},
     login::{ClaimRules, Hs256Verifier},
     notices::{EmbeddedNotices, NoticeLimits},
     registry::{MemoryRegistry, MemoryRegistrySettings},
     storage::{
-        ConversationPage, Members, Outcome, Page, Store, StoreError, Write,
+        Changes, ConversationPage, Members, Outcome, Page, Store, StoreError, Write,
         embedded::{EmbeddedRevocations, EmbeddedStore, Options},
     },
 };
@@ -60,6 +60,29 @@ impl Store for Handled {
         newest_first: bool,
     ) -> Result<Page, StoreError> {
         self.inner.page(user_id, conversation_id, from, to, limit, newest_first).await
+    }
+
+    async fn messages(
+        &self,
+        user_id: &str,
+        conversation_id: &str,
+        sequences: &[u64],
+    ) -> Result<Vec<chat::Message>, StoreError> {
+        self.inner.messages(user_id, conversation_id, sequences).await
+    }
+
+    async fn changes(
+        &self,
+        user_id: &str,
+        conversation_id: &str,
+        since_version: u64,
+        limit: usize,
+    ) -> Result<Changes, StoreError> {
+        self.inner.changes(user_id, conversation_id, since_version, limit).await
+    }
+
+    async fn expired(&self, now_ms: i64, limit: usize) -> Result<Vec<(String, u64)>, StoreError> {
+        self.inner.expired(now_ms, limit).await
     }
 
     async fn conversations(
@@ -130,6 +153,7 @@ impl Bench {
             revocations,
             presence: Arc::new(OpenPresence),
             gates: vec![],
+            words: Arc::new(NoWords),
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let server =

@@ -36,6 +36,8 @@ pub const QUIET: Duration = Duration::from_millis(300);
 pub struct World {
     folder: tempfile::TempDir,
     change: fn(&mut Config),
+    /// The list of words; empty: none.
+    words: std::path::PathBuf,
     pub logic: Option<Logic>,
 }
 
@@ -48,9 +50,18 @@ impl World {
         Self::start_with(|_| {}).await
     }
 
+    /// With a list of words that are not let through, looked at often.
+    pub async fn start_with_words(words: &std::path::Path) -> Self {
+        Self::start_as(|_| {}, words.to_owned()).await
+    }
+
     pub async fn start_with(change: fn(&mut Config)) -> Self {
+        Self::start_as(change, std::path::PathBuf::new()).await
+    }
+
+    async fn start_as(change: fn(&mut Config), words: std::path::PathBuf) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let mut world = Self { folder, change, logic: None };
+        let mut world = Self { folder, change, words, logic: None };
         world.logic = Some(Logic::start(world.config()).await.expect("logic starts"));
         world
     }
@@ -65,6 +76,8 @@ impl World {
         config.api.token = TOKEN.to_owned();
         // Shorter than what the tests wait for.
         config.receipts.interval = millrace_service::Duration::from_millis(200);
+        config.words.file = self.words.clone();
+        config.words.poll = millrace_service::Duration::from_millis(20);
         (self.change)(&mut config);
         config
     }

@@ -25,6 +25,7 @@ pub async fn sequences_are_gapless_and_messages_complete<B: Bed>(bed: &B) {
         attachment: Some(attachment.clone()),
         does_not_count: true,
         sent_at_ms: 1_700_000_000_123,
+        extras: None,
     };
     let expected = chat::Message {
         conversation_id: conversation_id::single("ann", "bob"),
@@ -39,6 +40,7 @@ pub async fn sequences_are_gapless_and_messages_complete<B: Bed>(bed: &B) {
         sent_at_ms: 1_700_000_000_123,
         state: 0,
         does_not_count: true,
+        ..chat::Message::default()
     };
     let outcome = one(&store, write).await;
     let Outcome::Appended { message, duplicate: false, version, recipients } = outcome else {

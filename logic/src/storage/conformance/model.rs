@@ -6,11 +6,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use fastrand::Rng;
 
 use super::*;
+use crate::storage::{
+    Actor, Copied, Extras,
+    extras::{STATE_DELETED, STATE_EXPIRED, STATE_NORMAL, STATE_REVOKED, bury},
+};
 
 /// A conversation in the model.
 #[derive(Default)]
 struct Conversation {
     messages: Vec<(chat::Message, u64)>,
+    /// Version and sequence of what was erased.
+    edits: Vec<(u64, u64)>,
+    mentioned_everyone: u64,
     members: BTreeSet<String>,
     rows: BTreeMap<String, Row>,
     group: Option<u32>,
@@ -24,6 +31,8 @@ struct Row {
     read: u64,
     quit: Option<u64>,
     do_not_disturb: bool,
+    deleted: BTreeSet<u64>,
+    mentioned: u64,
     /// The version of the last change other than a message.
     version: u64,
 }
@@ -38,49 +47,150 @@ impl Model {
     /// Applies a write and says what a store must answer, in the words of [`told`].
     fn apply(&mut self, write: &Write) -> String {
         match write {
-            Write::Append { sender_id, client_message_id, target, .. } => {
-                for conversation in self.conversations.values() {
-                    for (message, version) in &conversation.messages {
-                        if (&message.sender_id, &message.client_message_id)
-                            == (sender_id, client_message_id)
-                        {
-                            let members = conversation.members.len();
-                            return format!(
-                                "appended {} {} duplicate {version} to {members}",
-                                message.conversation_id, message.sequence
-                            );
+            Write::Append { sender_id, client_message_id, target, extras, .. } => {
+                if let Some(again) = self.again(sender_id, client_message_id, 1) {
+                    return again;
+                }
+                let quote = extras.as_ref().and_then(|extras| extras.quote.as_ref());
+                let mut quoted = None;
+                if let Some(quote) = quote {
+                    let id = match target {
+                        Target::User(user) => conversation_id::single(sender_id, user),
+                        Target::Group(group) => conversation_id::group(group),
+                    };
+                    let (conversation, row) = match self.membership(sender_id, &id) {
+                        Ok(found) => found,
+                        Err(code) => return format!("refused {code}"),
+                    };
+                    let seen = conversation.visible(&row);
+                    let found = seen.iter().find(|(message, _)| message.sequence == quote.sequence);
+                    match found {
+                        Some((message, _)) if message.state == STATE_NORMAL => {
+                            quoted = Some(message.sender_id.clone());
                         }
+                        _ => return format!("refused {}", Code::NotFound),
                     }
                 }
-                let id = match target {
-                    Target::User(user) => {
-                        let id = conversation_id::single(sender_id, user);
-                        let version = self.version + 1;
-                        let conversation = self.conversations.entry(id.clone()).or_default();
-                        for user in [sender_id, user] {
-                            conversation.members.insert(user.clone());
-                            let row = Row { version, ..Row::default() };
-                            conversation.rows.entry(user.clone()).or_insert(row);
-                        }
-                        id
-                    }
-                    Target::Group(group) => conversation_id::group(group),
+                let id = match self.open(sender_id, target) {
+                    Ok(id) => id,
+                    Err(code) => return format!("refused {code}"),
                 };
-                let Some(conversation) = self.living(&id, target) else {
-                    return format!("refused {}", Code::NotFound);
-                };
-                if !conversation.members.contains(sender_id) {
-                    return format!("refused {}", Code::NotPermitted);
-                }
                 self.version += 1;
                 let version = self.version;
                 let conversation = self.conversations.get_mut(&id).unwrap();
                 let sequence = conversation.messages.len() as u64 + 1;
                 let conversation_type = if id.starts_with('s') { 1 } else { 2 };
-                let message = as_stored(write, &id, conversation_type, sequence);
+                let mut message = as_stored(write, &id, conversation_type, sequence);
+                if let (Some(quote), Some(sender_id)) = (&mut message.quote, quoted) {
+                    (quote.conversation_id, quote.sender_id) = (id.clone(), sender_id);
+                }
+                if let Some(mentions) = &message.mentions {
+                    if mentions.everyone {
+                        conversation.mentioned_everyone = sequence;
+                    }
+                    for user in mentions.user_ids.iter() {
+                        if conversation.members.contains(user) {
+                            conversation.rows.get_mut(user).unwrap().mentioned = sequence;
+                        }
+                    }
+                }
                 conversation.messages.push((message, version));
                 let members = conversation.members.len();
                 format!("appended {id} {sequence} new {version} to {members}")
+            }
+            Write::Forward { sender_id, client_message_id, target, messages, sent_at_ms } => {
+                if let Some(again) = self.again(sender_id, client_message_id, usize::MAX) {
+                    return again.replace("appended", "forwarded");
+                }
+                let id = match self.open(sender_id, target) {
+                    Ok(id) => id,
+                    Err(code) => return format!("refused {code}"),
+                };
+                let conversation = self.conversations.get_mut(&id).unwrap();
+                let first = conversation.messages.len() + 1;
+                for copied in messages {
+                    self.version += 1;
+                    let message = chat::Message {
+                        conversation_id: id.clone(),
+                        conversation_type: if id.starts_with('s') { 1 } else { 2 },
+                        sequence: conversation.messages.len() as u64 + 1,
+                        message_id: copied.message_id.to_string(),
+                        client_message_id: client_message_id.clone(),
+                        sender_id: sender_id.clone(),
+                        r#type: copied.kind,
+                        body: copied.body.clone(),
+                        sent_at_ms: *sent_at_ms,
+                        ..chat::Message::default()
+                    };
+                    conversation.messages.push((message, self.version));
+                }
+                let (last, members) = (conversation.messages.len(), conversation.members.len());
+                let version = self.version;
+                let all: Vec<String> = (first..=last).map(|n| n.to_string()).collect();
+                format!("forwarded {id} {} new {version} to {members}", all.join(","))
+            }
+            Write::Revoke { actor, conversation_id, sequence, at_ms, limit_ms } => {
+                let mut revoked_by = "";
+                if let Actor::User(user) = actor {
+                    let (conversation, row) = match self.membership(user, conversation_id) {
+                        Ok(found) => found,
+                        Err(code) => return format!("refused {code}"),
+                    };
+                    if row.quit.is_some() {
+                        return format!("refused {}", Code::NotPermitted);
+                    }
+                    let seen = conversation.visible(&row);
+                    let found = seen.iter().find(|(message, _)| message.sequence == *sequence);
+                    let Some((message, _)) = found else {
+                        return format!("refused {}", Code::NotFound);
+                    };
+                    if message.sender_id != *user {
+                        let single = conversation_id.starts_with('s');
+                        let code = if single { Code::NotPermitted } else { Code::RoleTooLow };
+                        return format!("refused {code}");
+                    }
+                    let late = at_ms - message.sent_at_ms > *limit_ms as i64;
+                    let stored = &conversation.messages[*sequence as usize - 1].0;
+                    if stored.state == STATE_NORMAL && (late || *limit_ms == 0) {
+                        return format!("refused {}", Code::TooLate);
+                    }
+                    revoked_by = user;
+                }
+                self.erase(conversation_id, *sequence, STATE_REVOKED, revoked_by)
+            }
+            Write::Expire { conversation_id, sequence, at_ms } => {
+                let conversation = self.conversations.get(conversation_id);
+                let found =
+                    conversation.and_then(|c| c.messages.get((*sequence).wrapping_sub(1) as usize));
+                if let Some((message, _)) = found
+                    && message.state == STATE_NORMAL
+                    && (message.expires_at_ms == 0 || message.expires_at_ms > *at_ms)
+                {
+                    return format!("refused {}", Code::BadRequest);
+                }
+                self.erase(conversation_id, *sequence, STATE_EXPIRED, "")
+            }
+            Write::Delete { user_id, conversation_id, sequences } => {
+                let next = self.version + 1;
+                let (conversation, mut row) = match self.membership(user_id, conversation_id) {
+                    Ok(found) => found,
+                    Err(code) => return format!("refused {code}"),
+                };
+                let seen: BTreeSet<u64> = conversation
+                    .visible(&row)
+                    .iter()
+                    .map(|(message, _)| message.sequence)
+                    .collect();
+                if !sequences.iter().all(|sequence| seen.contains(sequence)) {
+                    return format!("refused {}", Code::NotFound);
+                }
+                let new: BTreeSet<u64> =
+                    sequences.iter().copied().filter(|n| row.deleted.insert(*n)).collect();
+                if !new.is_empty() {
+                    row.version = next;
+                }
+                self.set(user_id, conversation_id, row, !new.is_empty());
+                format!("deleted {new:?} at {}", self.version)
             }
             Write::MoveCursor { user_id, conversation_id, delivered, read } => {
                 let next = self.version + 1;
@@ -179,6 +289,70 @@ impl Model {
         }
     }
 
+    /// What is told of a client message id that is taken, with its last `count` sequences.
+    fn again(&self, sender: &str, client_message_id: &str, count: usize) -> Option<String> {
+        for conversation in self.conversations.values() {
+            let stored: Vec<_> = conversation
+                .messages
+                .iter()
+                .filter(|(m, _)| m.sender_id == sender && m.client_message_id == client_message_id)
+                .collect();
+            let Some((last, version)) = stored.last() else { continue };
+            let skipped = stored.len().saturating_sub(count);
+            let all: Vec<String> =
+                stored[skipped..].iter().map(|(message, _)| message.sequence.to_string()).collect();
+            let members = conversation.members.len();
+            let id = &last.conversation_id;
+            return Some(format!(
+                "appended {id} {} duplicate {version} to {members}",
+                all.join(",")
+            ));
+        }
+        None
+    }
+
+    /// The conversation that this sender may send to, which a single chat's first message begins.
+    fn open(&mut self, sender_id: &str, target: &Target) -> Result<String, Code> {
+        let id = match target {
+            Target::User(user) => {
+                let id = conversation_id::single(sender_id, user);
+                let version = self.version + 1;
+                let conversation = self.conversations.entry(id.clone()).or_default();
+                for user in [sender_id, user] {
+                    conversation.members.insert(user.to_owned());
+                    let row = Row { version, ..Row::default() };
+                    conversation.rows.entry(user.to_owned()).or_insert(row);
+                }
+                id
+            }
+            Target::Group(group) => conversation_id::group(group),
+        };
+        let Some(conversation) = self.living(&id, target) else { return Err(Code::NotFound) };
+        let is_member = conversation.members.contains(sender_id);
+        if is_member { Ok(id) } else { Err(Code::NotPermitted) }
+    }
+
+    fn erase(&mut self, id: &str, sequence: u64, state: u32, revoked_by: &str) -> String {
+        let next = self.version + 1;
+        let Some(conversation) = self.conversations.get_mut(id) else {
+            return format!("refused {}", Code::NotFound);
+        };
+        let index = sequence.wrapping_sub(1) as usize;
+        let Some((message, _)) = conversation.messages.get_mut(index) else {
+            return format!("refused {}", Code::NotFound);
+        };
+        let changed = message.state == STATE_NORMAL;
+        if changed {
+            message.revoked_by = revoked_by.to_owned();
+            bury(message, state);
+            conversation.edits.push((next, sequence));
+            self.version = next;
+        }
+        let state = message.state;
+        let members = conversation.members.len();
+        format!("erased {sequence} {state} changed {changed} at {} of {members}", self.version)
+    }
+
     fn living(&self, id: &str, target: &Target) -> Option<&Conversation> {
         let conversation = self.conversations.get(id)?;
         let lives = matches!(target, Target::User(_)) || conversation.group.is_some();
@@ -212,9 +386,16 @@ impl Model {
             let floor = own_last.map_or(row.read, |(message, _)| row.read.max(message.sequence));
             let unread = visible
                 .iter()
-                .filter(|(message, _)| message.sequence > floor && !message.does_not_count);
+                .filter(|(message, _)| message.sequence > floor && message.state == STATE_NORMAL)
+                .filter(|(message, _)| !message.does_not_count);
             let max_sequence = row.quit.unwrap_or(conversation.messages.len() as u64);
+            let edited = conversation.edits.last().filter(|_| row.quit.is_none());
             let version = visible.last().map_or(0, |(_, version)| *version).max(row.version);
+            let version = version.max(edited.map_or(0, |(version, _)| *version));
+            let mentioned = row.mentioned.max(conversation.mentioned_everyone);
+            let mentions = visible.iter().any(|(message, _)| {
+                message.sequence == mentioned && mentioned > floor && message.state == STATE_NORMAL
+            });
             let name = match (conversation.members.len(), id.strip_prefix("g:")) {
                 (_, Some(group)) => format!("name of {group}"),
                 (1, None) => user.to_owned(),
@@ -236,6 +417,7 @@ impl Model {
                 do_not_disturb: row.do_not_disturb,
                 quit: row.quit.is_some(),
                 version,
+                mentioned_sequence: if mentions { mentioned } else { 0 },
             });
         }
         rows.retain(|row| row.version > since);
@@ -264,9 +446,16 @@ impl Model {
 }
 
 impl Conversation {
-    fn visible(&self, row: &Row) -> &[(chat::Message, u64)] {
+    /// As this member sees them.
+    fn visible(&self, row: &Row) -> Vec<(chat::Message, u64)> {
         let end = row.quit.unwrap_or(self.messages.len() as u64) as usize;
-        &self.messages[row.init as usize..end]
+        let mut messages = self.messages[row.init as usize..end].to_vec();
+        for (message, _) in &mut messages {
+            if message.state == STATE_NORMAL && row.deleted.contains(&message.sequence) {
+                bury(message, STATE_DELETED);
+            }
+        }
+        messages
     }
 
     fn join(&mut self, user: &str, version: u64) {
@@ -294,12 +483,13 @@ fn as_stored(write: &Write, id: &str, conversation_type: u32, sequence: u64) -> 
         attachment,
         does_not_count,
         sent_at_ms,
+        extras,
         ..
     } = write
     else {
         unreachable!("only messages are stored as messages")
     };
-    chat::Message {
+    let mut message = chat::Message {
         conversation_id: id.to_owned(),
         conversation_type,
         sequence,
@@ -312,7 +502,12 @@ fn as_stored(write: &Write, id: &str, conversation_type: u32, sequence: u64) -> 
         sent_at_ms: *sent_at_ms,
         state: 0,
         does_not_count: *does_not_count,
+        ..chat::Message::default()
+    };
+    if let Some(extras) = extras {
+        extras.as_ref().clone().put_into(&mut message);
     }
+    message
 }
 
 /// An outcome in the model's words.
@@ -325,6 +520,27 @@ fn told(outcome: &Outcome) -> String {
             if *duplicate { "duplicate" } else { "new" },
             recipients.len()
         ),
+        Outcome::Forwarded { messages, duplicate, version, recipients } => {
+            let all: Vec<String> =
+                messages.iter().map(|message| message.sequence.to_string()).collect();
+            format!(
+                "forwarded {} {} {} {version} to {}",
+                messages[0].conversation_id,
+                all.join(","),
+                if *duplicate { "duplicate" } else { "new" },
+                recipients.len()
+            )
+        }
+        Outcome::Erased { message, changed, version, recipients } => format!(
+            "erased {} {} changed {changed} at {version} of {}",
+            message.sequence,
+            message.state,
+            recipients.len()
+        ),
+        Outcome::Deleted { messages, version, .. } => {
+            let all: BTreeSet<u64> = messages.iter().map(|message| message.sequence).collect();
+            format!("deleted {all:?} at {version}")
+        }
         Outcome::CursorMoved { delivered, read, changed, version, .. } => {
             format!("cursors {:?} changed {changed} at {version}", (delivered, read))
         }
@@ -356,7 +572,8 @@ fn random_write(random: &mut Rng, ids: &mut u32) -> Write {
         true => conversation_id::group(&group(random)),
         false => conversation_id::single(&user(random), &user(random)),
     };
-    match random.u8(..100) {
+    let sent_at_ms = 1_700_000_000_000;
+    match random.u8(..120) {
         0..60 => {
             // One in ten is a retry of something, stored or not.
             let id = if random.u8(..10) == 0 { random.u32(..*ids + 1) } else { *ids };
@@ -367,7 +584,63 @@ fn random_write(random: &mut Rng, ids: &mut u32) -> Write {
                 false => Target::Group(group(random)),
             };
             let write = message(&sender, target, &id.to_string());
-            if random.u8(..4) == 0 { silent(write) } else { write }
+            let mut write = if random.u8(..4) == 0 { silent(write) } else { write };
+            if let (Write::Append { extras, .. }, true) = (&mut write, random.u8(..3) == 0) {
+                let mut more = Extras::default();
+                if random.u8(..3) == 0 {
+                    let sequence = random.u64(..20);
+                    more.quote = Some(Box::new(chat::Quote { sequence, ..Default::default() }));
+                }
+                if random.bool() {
+                    let mentions =
+                        chat::Mentions { user_ids: users(random), everyone: random.u8(..4) == 0 };
+                    more.mentions = Some(Box::new(mentions));
+                }
+                if random.bool() {
+                    more.expires_at_ms = sent_at_ms + random.i64(1..100);
+                }
+                *extras = more.boxed();
+            }
+            write
+        }
+        100..106 => {
+            let limit_ms = if random.u8(..4) == 0 { 0 } else { 100 };
+            let actor = match random.u8(..4) {
+                0 => Actor::Service,
+                _ => Actor::User(user(random)),
+            };
+            let at_ms = sent_at_ms + random.i64(..150);
+            Write::Revoke { actor, conversation_id, sequence: random.u64(..30), at_ms, limit_ms }
+        }
+        106..110 => {
+            let at_ms = sent_at_ms + random.i64(..100);
+            Write::Expire { conversation_id, sequence: random.u64(..30), at_ms }
+        }
+        110..116 => Write::Delete {
+            user_id: user(random),
+            conversation_id,
+            sequences: (0..random.usize(1..4)).map(|_| random.u64(..12)).collect(),
+        },
+        116.. => {
+            let id = if random.u8(..5) == 0 { random.u32(..*ids + 1) } else { *ids };
+            *ids += 1;
+            let copied = |n: usize| Copied {
+                message_id: Uuid::now_v7(),
+                kind: 1,
+                body: format!("copy {n}"),
+                attachment: None,
+                extras: None,
+            };
+            Write::Forward {
+                sender_id: user(random),
+                client_message_id: id.to_string(),
+                target: match random.bool() {
+                    true => Target::User(user(random)),
+                    false => Target::Group(group(random)),
+                },
+                messages: (0..random.usize(1..4)).map(copied).collect(),
+                sent_at_ms,
+            }
         }
         60..82 => {
             let of = random.u64(..30);
@@ -437,9 +710,30 @@ async fn agree<S: Store>(store: &S, model: &Model, since: u64, random: &mut Rng)
                 Some(row) => {
                     let page = page.unwrap();
                     let stored: Vec<_> =
-                        conversation.visible(row).iter().map(|(message, _)| message).collect();
-                    assert_eq!(page.messages.iter().collect::<Vec<_>>(), stored);
+                        conversation.visible(row).into_iter().map(|(message, _)| message).collect();
+                    assert_eq!(page.messages, stored);
                     assert!(page.complete);
+                    let sequences: Vec<u64> = (0..stored.len() as u64 + 5).collect();
+                    assert_eq!(
+                        store.messages(user, id, &sequences).await.unwrap().len(),
+                        sequences
+                            .iter()
+                            .filter(|n| stored.iter().any(|message| message.sequence == **n))
+                            .count()
+                    );
+                    let changes = store.changes(user, id, since, 1_000).await.unwrap();
+                    let erased = |of: &chat::Message| {
+                        let edit = conversation.edits.iter().find(|(_, n)| *n == of.sequence);
+                        edit.map(|(version, _)| *version).filter(|version| *version > since)
+                    };
+                    let mut expected: Vec<_> =
+                        stored.iter().filter(|message| erased(message).is_some()).collect();
+                    expected.sort_by_key(|message| erased(message));
+                    assert_eq!(changes.messages.iter().collect::<Vec<_>>(), expected);
+                    assert!(changes.complete);
+                    let deleted: BTreeSet<u64> =
+                        changes.deleted.iter().flat_map(|(from, to)| *from..=*to).collect();
+                    assert_eq!(deleted, row.deleted);
                 }
                 None => {
                     assert!(matches!(page, Err(StoreError::NotMember)), "{user} {id}: {page:?}")
@@ -447,6 +741,17 @@ async fn agree<S: Store>(store: &S, model: &Model, since: u64, random: &mut Rng)
             }
         }
     }
+    let now_ms = 1_700_000_000_050;
+    let over: BTreeSet<(String, u64)> = model
+        .conversations
+        .iter()
+        .flat_map(|(id, conversation)| conversation.messages.iter().map(move |(m, _)| (id, m)))
+        .filter(|(_, message)| (1..=now_ms).contains(&message.expires_at_ms))
+        .map(|(id, message)| (id.clone(), message.sequence))
+        .collect();
+    let found: BTreeSet<(String, u64)> =
+        store.expired(now_ms, 10_000).await.unwrap().into_iter().collect();
+    assert_eq!(found, over);
     for (id, conversation) in &model.conversations {
         let members = store.members(id).await.unwrap();
         let lives = id.starts_with('s') || conversation.group.is_some();

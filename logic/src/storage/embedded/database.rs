@@ -21,7 +21,7 @@ use super::{
 use crate::storage::StoreError;
 
 /// First line of the format file; the number changes when older programs cannot read the data.
-const FORMAT: &str = "millrace embedded store 2\n";
+const FORMAT: &str = "millrace embedded store 3\n";
 const FORMAT_FILE: &str = "FORMAT";
 const LOCK_FILE: &str = "LOCK";
 

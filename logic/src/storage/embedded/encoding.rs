@@ -19,6 +19,12 @@ pub enum DecodeError {
     /// A text is not UTF-8.
     #[error("a text is not UTF-8")]
     Text,
+    /// The extras of a message cannot be read.
+    #[error("the extras of a message cannot be read")]
+    Extras,
+    /// Ranges are not in order.
+    #[error("ranges are not in order")]
+    Ranges,
 }
 
 /// Appends a number, seven bits a byte, the lowest first.
@@ -34,6 +40,12 @@ pub fn put_number(bytes: &mut Vec<u8>, mut number: u64) {
 pub fn put_text(bytes: &mut Vec<u8>, text: &str) {
     put_number(bytes, text.len() as u64);
     bytes.extend_from_slice(text.as_bytes());
+}
+
+/// Appends bytes after their length.
+pub fn put_bytes(bytes: &mut Vec<u8>, more: &[u8]) {
+    put_number(bytes, more.len() as u64);
+    bytes.extend_from_slice(more);
 }
 
 /// Reads what the functions above wrote.
@@ -92,6 +104,12 @@ impl<'a> Reader<'a> {
     /// Everything that is left.
     pub fn rest(self) -> &'a [u8] {
         self.0
+    }
+
+    /// The next bytes of [`put_bytes`].
+    pub fn counted_bytes(&mut self) -> Result<&'a [u8], DecodeError> {
+        let length = usize::try_from(self.number()?).map_err(|_| DecodeError::Number)?;
+        self.bytes(length)
     }
 
     /// Nothing may be left.

@@ -9,6 +9,10 @@
 //! | users | user, conversation, 1 | [`PointerRow`](super::rows::PointerRow): the newest message |
 //! | groups | 0, group | [`GroupRow`](super::rows::GroupRow) |
 //! | groups | 1, group, user | nothing: the user is a member now |
+//! | edits | 0, conversation, sequence | [`EditRow`](super::rows::EditRow): its content was erased |
+//! | edits | 1, conversation, version (big-endian) | [`SequenceRow`](super::rows::SequenceRow): what that commit erased |
+//! | edits | 2, user, conversation | [`DeletedRow`](super::rows::DeletedRow) |
+//! | edits | time (big-endian), conversation, sequence, without a hash behind four zeros | nothing: it expires then |
 //! | conversations | "version", without a hash (nobody else's key ends so) | the version of the newest commit |
 //!
 //! Every id but the last of a key carries its length before it, so that no id is the beginning of
@@ -35,12 +39,14 @@ pub enum Table {
     Users,
     /// Groups and who is in them.
     Groups,
+    /// What became of messages after they were stored.
+    Edits,
 }
 
 impl Table {
     /// All of them, in the order of their discriminants.
-    pub const ALL: [Self; 5] =
-        [Self::Messages, Self::Dedupe, Self::Conversations, Self::Users, Self::Groups];
+    pub const ALL: [Self; 6] =
+        [Self::Messages, Self::Dedupe, Self::Conversations, Self::Users, Self::Groups, Self::Edits];
 
     /// The keyspace's name.
     pub fn name(self) -> &'static str {
@@ -50,6 +56,7 @@ impl Table {
             Self::Conversations => "conversations",
             Self::Users => "users",
             Self::Groups => "groups",
+            Self::Edits => "edits",
         }
     }
 }
@@ -174,6 +181,63 @@ pub fn group_member(group_id: &str, user_id: &str) -> Vec<u8> {
     key
 }
 
+fn edit(kind: u8, conversation_id: &str, number: u64) -> Vec<u8> {
+    let mut key = hashed(&[conversation_id], conversation_id.len() + 11);
+    key.push(kind);
+    with_conversation(&mut key, conversation_id);
+    key.extend_from_slice(&number.to_be_bytes());
+    key
+}
+
+/// The key of an erased message.
+pub fn erased(conversation_id: &str, sequence: u64) -> Vec<u8> {
+    edit(0, conversation_id, sequence)
+}
+
+/// The key of the change that erased one.
+pub fn change(conversation_id: &str, version: u64) -> Vec<u8> {
+    edit(1, conversation_id, version)
+}
+
+/// The key of what a user has deleted in a conversation.
+pub fn deleted(user_id: &str, conversation_id: &str) -> Vec<u8> {
+    let mut key = hashed(&[user_id], user_id.len() + conversation_id.len() + 2);
+    key.push(2);
+    with_id(&mut key, user_id);
+    key.extend_from_slice(conversation_id.as_bytes());
+    key
+}
+
+/// What the keys of expiries begin with; hashes are followed by 0, 1 or 2.
+const EXPIRY: [u8; 5] = [0, 0, 0, 0, 3];
+
+/// The key of the time at which a message expires.
+pub fn expiry(expires_at_ms: i64, conversation_id: &str, sequence: u64) -> Vec<u8> {
+    let mut key = Vec::with_capacity(EXPIRY.len() + conversation_id.len() + 18);
+    key.extend_from_slice(&EXPIRY);
+    key.extend_from_slice(&expires_at_ms.max(0).to_be_bytes());
+    with_conversation(&mut key, conversation_id);
+    key.extend_from_slice(&sequence.to_be_bytes());
+    key
+}
+
+/// The keys of everything that expires at this time or before.
+pub fn expiries_until(now_ms: i64) -> RangeInclusive<Vec<u8>> {
+    let mut end = EXPIRY.to_vec();
+    end.extend_from_slice(&now_ms.max(0).saturating_add(1).to_be_bytes());
+    EXPIRY.to_vec()..=end
+}
+
+/// Reads conversation and sequence out of a key of [`expiry`].
+pub fn expiry_of(key: &[u8]) -> Option<(&str, u64)> {
+    let rest = key.get(EXPIRY.len() + 8..)?;
+    let (length, rest) = rest.split_first_chunk()?;
+    let (conversation_id, sequence) =
+        rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
+    let sequence = u64::from_be_bytes(sequence.try_into().ok()?);
+    Some((std::str::from_utf8(conversation_id).ok()?, sequence))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,6 +261,22 @@ mod tests {
         assert_eq!(user("a", "g:a", UserRow::Pointer), *b"\xe4\x0c\x29\x2c\x01ag:a\x01");
         assert_eq!(dedupe("a", "b"), *b"\x4d\x25\x05\xca\x01ab");
         assert_eq!(group_member("a", "b"), *b"\xe4\x0c\x29\x2c\x01\x01ab");
+    }
+
+    #[test]
+    fn expiries_sort_by_time_and_name_their_message() {
+        let key = expiry(1_700, "g:a", 7);
+        assert_eq!(expiry_of(&key), Some(("g:a", 7)));
+        assert!(expiries_until(1_700).contains(&key) && expiries_until(i64::MAX).contains(&key));
+        assert!(!expiries_until(1_699).contains(&key) && !expiries_until(-1).contains(&key));
+        assert!(expiry(1_699, "z", 9) < key);
+        for cut in 0..key.len() {
+            assert_eq!(expiry_of(&key[..cut]), None);
+        }
+        // No other row of the table lies among them, whatever its hash.
+        for kind in 0..3 {
+            assert!(!expiries_until(i64::MAX).contains(&vec![0, 0, 0, 0, kind, 9, 9]));
+        }
     }
 
     #[test]

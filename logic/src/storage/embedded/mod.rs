@@ -2,7 +2,7 @@
 //! commit with fdatasync.
 //!
 //! - `database`: the directory, its lock and format, the engine
-//! - `keys`, `rows`, `encoding`: what lies in the tables, byte by byte
+//! - `keys`, `rows`, `edit_rows`, `encoding`: what lies in the tables, byte by byte
 //! - `transaction`: what a write does
 //! - `writer`: the thread that commits
 //! - `reader`: the questions
@@ -54,11 +54,12 @@ use self::{
     side::Sides,
     writer::{Commit, MembersCache, Shared},
 };
-use super::{ConversationPage, Members, Outcome, Page, Store, StoreError, Write};
+use super::{Changes, ConversationPage, Members, Outcome, Page, Store, StoreError, Write};
 
 mod accounts;
 mod attachments;
 mod database;
+mod edit_rows;
 pub(crate) mod encoding;
 mod keys;
 mod reader;
@@ -225,6 +226,36 @@ impl Store for EmbeddedStore {
             reader::page(tables, &user_id, &conversation_id, from, to, limit, newest_first)
         })
         .await
+    }
+
+    async fn messages(
+        &self,
+        user_id: &str,
+        conversation_id: &str,
+        sequences: &[u64],
+    ) -> Result<Vec<chat::Message>, StoreError> {
+        let (user_id, conversation_id) = (user_id.to_owned(), conversation_id.to_owned());
+        let sequences = sequences.to_vec();
+        self.read(move |tables, _| reader::messages(tables, &user_id, &conversation_id, &sequences))
+            .await
+    }
+
+    async fn changes(
+        &self,
+        user_id: &str,
+        conversation_id: &str,
+        since_version: u64,
+        limit: usize,
+    ) -> Result<Changes, StoreError> {
+        let (user_id, conversation_id) = (user_id.to_owned(), conversation_id.to_owned());
+        self.read(move |tables, shared| {
+            reader::changes(tables, shared, &user_id, &conversation_id, since_version, limit)
+        })
+        .await
+    }
+
+    async fn expired(&self, now_ms: i64, limit: usize) -> Result<Vec<(String, u64)>, StoreError> {
+        self.read(move |tables, _| reader::expired(tables, now_ms, limit)).await
     }
 
     async fn conversations(

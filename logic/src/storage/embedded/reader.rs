@@ -6,6 +6,7 @@ use millrace_protocol::chat;
 
 use super::{
     database::{Tables, View},
+    edit_rows::{DeletedRow, EditRow, Mark, SequenceRow},
     encoding::DecodeError,
     keys::{self, Table, UserRow},
     rows::{ConversationRow, GroupRow, MemberRow, MessageRow, PointerRow},
@@ -13,8 +14,9 @@ use super::{
     writer::Shared,
 };
 use crate::storage::{
-    ConversationPage, Members, Page, StoreError,
+    Changes, ConversationPage, Members, Page, StoreError,
     conversation_id::{self, ConversationName},
+    extras::{STATE_DELETED, STATE_NORMAL, bury},
     limits::USER_ID_BYTES_MAX,
 };
 
@@ -30,18 +32,8 @@ pub fn page(
 ) -> Result<Page, StoreError> {
     let name = ConversationName::parse(conversation_id).ok_or(StoreError::NotFound)?;
     let view = tables.view();
-    let member = match user_id.len() {
-        1..=USER_ID_BYTES_MAX => {
-            let key = keys::user(user_id, conversation_id, UserRow::Member);
-            view.get::<MemberRow>(Table::Users, &key)?
-        }
-        _ => None,
-    };
-    let Some(member) = member else {
-        let row = view
-            .get::<ConversationRow>(Table::Conversations, &keys::conversation(conversation_id))?;
-        return Err(row.map_or(StoreError::NotFound, |_| StoreError::NotMember));
-    };
+    let member = member_of(&view, user_id, conversation_id)?;
+    let deleted = deleted_by(&view, user_id, conversation_id, &member)?;
     let from = from.max(member.init_sequence + 1);
     let top = member.quit_sequence.unwrap_or(u64::MAX);
     let to = if to == 0 { top } else { to.min(top) };
@@ -56,12 +48,141 @@ pub fn page(
         |key, row: MessageRow| {
             page.complete = page.messages.len() < limit;
             if page.complete {
-                page.messages.push(message(&name, conversation_id, key, row));
+                page.messages.push(message(&name, conversation_id, &deleted, key, row));
             }
             page.complete
         },
     )?;
     Ok(page)
+}
+
+/// See [`Store::messages`](crate::storage::Store::messages).
+pub fn messages(
+    tables: &Tables,
+    user_id: &str,
+    conversation_id: &str,
+    sequences: &[u64],
+) -> Result<Vec<chat::Message>, StoreError> {
+    let name = ConversationName::parse(conversation_id).ok_or(StoreError::NotFound)?;
+    let view = tables.view();
+    let member = member_of(&view, user_id, conversation_id)?;
+    let deleted = deleted_by(&view, user_id, conversation_id, &member)?;
+    let mut found = vec![];
+    for sequence in sequences.iter().copied().filter(|sequence| member_sees(&member, *sequence)) {
+        let key = keys::message(conversation_id, sequence);
+        if let Some(row) = view.get::<MessageRow>(Table::Messages, &key)? {
+            found.push(message(&name, conversation_id, &deleted, &key, row));
+        }
+    }
+    Ok(found)
+}
+
+/// See [`Store::changes`](crate::storage::Store::changes).
+pub fn changes(
+    tables: &Tables,
+    shared: &Shared,
+    user_id: &str,
+    conversation_id: &str,
+    since_version: u64,
+    limit: usize,
+) -> Result<Changes, StoreError> {
+    let name = ConversationName::parse(conversation_id).ok_or(StoreError::NotFound)?;
+    // Before the view, so that the view holds everything up to it.
+    let version = shared.version.load(Ordering::Acquire);
+    let view = tables.view();
+    let member = member_of(&view, user_id, conversation_id)?;
+    let deleted = deleted_by(&view, user_id, conversation_id, &member)?;
+    let mut changes = Changes { deleted: deleted.ranges().to_vec(), ..Changes::default() };
+    let mut changed: Vec<u64> = vec![];
+    let range = keys::change(conversation_id, since_version.saturating_add(1))
+        ..=keys::change(conversation_id, u64::MAX);
+    let mut newest = since_version;
+    changes.complete = true;
+    view.range(Table::Edits, range, false, |key, row: SequenceRow| {
+        if !member_sees(&member, row.sequence) {
+            return true;
+        }
+        changes.complete = changed.len() < limit;
+        if changes.complete {
+            changed.push(row.sequence);
+            // The version is the last number of the key, as the sequence is in a message's.
+            newest = keys::sequence_of(key).unwrap_or(newest);
+        }
+        changes.complete
+    })?;
+    for sequence in changed {
+        let key = keys::message(conversation_id, sequence);
+        if let Some(row) = view.get::<MessageRow>(Table::Messages, &key)? {
+            changes.messages.push(message(&name, conversation_id, &deleted, &key, row));
+        }
+    }
+    changes.version = if changes.complete { version.max(newest) } else { newest };
+    Ok(changes)
+}
+
+/// See [`Store::expired`](crate::storage::Store::expired).
+pub fn expired(
+    tables: &Tables,
+    now_ms: i64,
+    limit: usize,
+) -> Result<Vec<(String, u64)>, StoreError> {
+    let mut found = vec![];
+    if limit == 0 {
+        return Ok(found);
+    }
+    let mut damaged = false;
+    tables.view().range(Table::Edits, keys::expiries_until(now_ms), false, |key, _: Mark| {
+        match keys::expiry_of(key) {
+            Some((conversation_id, sequence)) => {
+                found.push((conversation_id.to_owned(), sequence));
+            }
+            None => damaged = true,
+        }
+        found.len() < limit
+    })?;
+    if damaged {
+        return Err(super::database::corrupt(Table::Edits, DecodeError::Short));
+    }
+    Ok(found)
+}
+
+/// The row of somebody who is or was in a conversation.
+fn member_of(
+    view: &View<'_>,
+    user_id: &str,
+    conversation_id: &str,
+) -> Result<MemberRow, StoreError> {
+    let member = match user_id.len() {
+        1..=USER_ID_BYTES_MAX => {
+            let key = keys::user(user_id, conversation_id, UserRow::Member);
+            view.get::<MemberRow>(Table::Users, &key)?
+        }
+        _ => None,
+    };
+    if let Some(member) = member {
+        return Ok(member);
+    }
+    let key = keys::conversation(conversation_id);
+    let row = view.get::<ConversationRow>(Table::Conversations, &key)?;
+    Err(row.map_or(StoreError::NotFound, |_| StoreError::NotMember))
+}
+
+fn member_sees(member: &MemberRow, sequence: u64) -> bool {
+    sequence > member.init_sequence && sequence <= member.quit_sequence.unwrap_or(u64::MAX)
+}
+
+/// What this member has deleted; nothing, without a look, for nearly everybody.
+fn deleted_by(
+    view: &View<'_>,
+    user_id: &str,
+    conversation_id: &str,
+    member: &MemberRow,
+) -> Result<DeletedRow, StoreError> {
+    if !member.has_deleted {
+        return Ok(DeletedRow::default());
+    }
+    let row = view.get(Table::Edits, &keys::deleted(user_id, conversation_id))?;
+    Ok(row.unwrap_or_default())
 }
 
 /// See [`Store::conversations`](crate::storage::Store::conversations).
@@ -125,10 +246,11 @@ pub fn undelivered(
             return Err(not_a_conversation());
         };
         let begun = messages.len();
+        let deleted = deleted_by(&view, user_id, &news.conversation_id, &news.member)?;
         let range = keys::messages(&news.conversation_id, news.undelivered_after() + 1, news.top());
         view.range(Table::Messages, range, true, |key, row: MessageRow| {
             if row.version <= as_of {
-                messages.push(message(&name, &news.conversation_id, key, row));
+                messages.push(message(&name, &news.conversation_id, &deleted, key, row));
             }
             messages.len() < begun + per_conversation_max
         })?;
@@ -263,18 +385,45 @@ fn conversation(
         })
     };
     let last = (max_sequence > member.init_sequence).then(|| get(max_sequence)).transpose()?;
+    let deleted = deleted_by(view, user_id, &conversation_id, &member)?;
     let floor = member.init_sequence.max(member.read).max(own_last_sent);
     let unread = match &last {
         Some(last) if max_sequence > floor => {
             let before = if floor == 0 { 0 } else { get(floor)?.counting };
-            last.counting.saturating_sub(before)
+            let erased = match row.has_edits {
+                true => counted_erased(view, &conversation_id, floor + 1, max_sequence)?,
+                false => 0,
+            };
+            let mut unread = last.counting.saturating_sub(before).saturating_sub(erased);
+            for (from, to) in deleted.ranges() {
+                let (from, to) = ((*from).max(floor + 1), (*to).min(max_sequence));
+                if from > to {
+                    continue;
+                }
+                let before = if from == 1 { 0 } else { get(from - 1)?.counting };
+                let mut hidden = get(to)?.counting.saturating_sub(before);
+                if row.has_edits {
+                    // Those were taken off already.
+                    let erased = counted_erased(view, &conversation_id, from, to)?;
+                    hidden = hidden.saturating_sub(erased);
+                }
+                unread = unread.saturating_sub(hidden);
+            }
+            unread
         }
+        _ => 0,
+    };
+    let mentioned = member.mentioned.max(row.mentioned_everyone);
+    let mentioned_sequence = match mentioned > floor && mentioned <= max_sequence {
+        true if get(mentioned)?.state == STATE_NORMAL && !deleted.contains(mentioned) => mentioned,
         _ => 0,
     };
     let conversation_type = name.conversation_type();
     Ok(chat::Conversation {
-        last_message: last
-            .map(|last| last.into_message(&conversation_id, conversation_type, max_sequence)),
+        last_message: last.map(|last| {
+            let key = keys::message(&conversation_id, max_sequence);
+            message(&name, &conversation_id, &deleted, &key, last)
+        }),
         conversation_id,
         r#type: conversation_type,
         name: display_name,
@@ -286,7 +435,24 @@ fn conversation(
         do_not_disturb: member.do_not_disturb,
         quit: member.quit_sequence.is_some(),
         version,
+        mentioned_sequence,
     })
+}
+
+/// How many messages `from..=to` counted as unread before they were erased.
+fn counted_erased(
+    view: &View<'_>,
+    conversation_id: &str,
+    from: u64,
+    to: u64,
+) -> Result<u64, StoreError> {
+    let mut count = 0;
+    let range = keys::erased(conversation_id, from)..=keys::erased(conversation_id, to);
+    view.range(Table::Edits, range, false, |_, row: EditRow| {
+        count += u64::from(row.counted);
+        true
+    })?;
+    Ok(count)
 }
 
 fn conversation_row(view: &View<'_>, conversation_id: &str) -> Result<ConversationRow, StoreError> {
@@ -294,15 +460,21 @@ fn conversation_row(view: &View<'_>, conversation_id: &str) -> Result<Conversati
         .ok_or_else(|| StoreError::Corrupt(format!("{conversation_id} has members but no row")))
 }
 
+/// A message as the user sees it who has deleted these.
 fn message(
     name: &ConversationName<'_>,
     conversation_id: &str,
+    deleted: &DeletedRow,
     key: &[u8],
     row: MessageRow,
 ) -> chat::Message {
     // Every key of the range ends with the eight bytes that the range was made from.
     let sequence = keys::sequence_of(key).unwrap_or_default();
-    row.into_message(conversation_id, name.conversation_type(), sequence)
+    let mut message = row.into_message(conversation_id, name.conversation_type(), sequence);
+    if message.state == STATE_NORMAL && deleted.contains(sequence) {
+        bury(&mut message, STATE_DELETED);
+    }
+    message
 }
 
 fn not_a_conversation() -> StoreError {

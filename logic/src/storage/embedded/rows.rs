@@ -2,12 +2,14 @@
 //! versions; an older program refuses newer rows with an error that says so.
 
 use millrace_protocol::chat;
+use prost::Message as _;
 use uuid::Uuid;
 
-use super::encoding::{DecodeError, Reader, put_number, put_text};
+use super::encoding::{DecodeError, Reader, put_bytes, put_number, put_text};
+use crate::storage::Extras;
 
 /// The version that this program writes of every row.
-const VERSION: u8 = 1;
+pub(super) const VERSION: u8 = 1;
 
 /// A row of a table.
 pub trait Row: Sized {
@@ -34,10 +36,12 @@ pub struct MessageRow {
     pub sent_at_ms: i64,
     pub state: u32,
     pub does_not_count: bool,
+    pub extras: Option<Box<Extras>>,
 }
 
 const DOES_NOT_COUNT: u8 = 1;
 const HAS_ATTACHMENT: u8 = 2;
+const HAS_EXTRAS: u8 = 4;
 
 impl Row for MessageRow {
     fn encode(&self) -> Vec<u8> {
@@ -46,7 +50,8 @@ impl Row for MessageRow {
         bytes.push(VERSION);
         let does_not_count = if self.does_not_count { DOES_NOT_COUNT } else { 0 };
         let has_attachment = if self.attachment.is_some() { HAS_ATTACHMENT } else { 0 };
-        bytes.push(does_not_count | has_attachment);
+        let has_extras = if self.extras.is_some() { HAS_EXTRAS } else { 0 };
+        bytes.push(does_not_count | has_attachment | has_extras);
         put_number(&mut bytes, self.version);
         put_number(&mut bytes, self.counting);
         bytes.extend_from_slice(self.message_id.as_bytes());
@@ -62,6 +67,13 @@ impl Row for MessageRow {
             put_text(&mut bytes, &attachment.name);
             put_text(&mut bytes, &attachment.url);
             put_number(&mut bytes, attachment.size);
+        }
+        if let Some(extras) = &self.extras {
+            // As the fields of the message that they are on the wire: what is added there needs no
+            // other form here.
+            let mut message = chat::Message::default();
+            extras.clone().put_into(&mut message);
+            put_bytes(&mut bytes, &message.encode_to_vec());
         }
         bytes
     }
@@ -91,6 +103,12 @@ impl Row for MessageRow {
                 None
             },
             does_not_count: flags & DOES_NOT_COUNT != 0,
+            extras: if flags & HAS_EXTRAS != 0 {
+                let message = chat::Message::decode(reader.counted_bytes()?);
+                Extras::of(message.map_err(|_| DecodeError::Extras)?)
+            } else {
+                None
+            },
         };
         reader.finish()?;
         Ok(row)
@@ -105,7 +123,7 @@ impl MessageRow {
         conversation_type: u32,
         sequence: u64,
     ) -> chat::Message {
-        chat::Message {
+        let mut message = chat::Message {
             conversation_id: conversation_id.to_owned(),
             conversation_type,
             sequence,
@@ -118,7 +136,17 @@ impl MessageRow {
             sent_at_ms: self.sent_at_ms,
             state: self.state,
             does_not_count: self.does_not_count,
+            ..chat::Message::default()
+        };
+        if let Some(extras) = self.extras {
+            extras.put_into(&mut message);
         }
+        message
+    }
+
+    /// When its content is to be erased; 0: never.
+    pub fn expires_at_ms(&self) -> i64 {
+        self.extras.as_ref().map_or(0, |extras| extras.expires_at_ms)
     }
 }
 
@@ -126,24 +154,35 @@ impl MessageRow {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DedupeRow {
     pub conversation_id: String,
+    /// Of the last message.
     pub sequence: u64,
+    /// How many messages were stored under it.
+    pub count: u32,
 }
+
+/// In place of [`VERSION`] where there are several messages; it tells their number after the rest.
+const SEVERAL: u8 = 129;
 
 impl Row for DedupeRow {
     fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.conversation_id.len() + 12);
-        bytes.push(VERSION);
+        bytes.push(if self.count > 1 { SEVERAL } else { VERSION });
         put_number(&mut bytes, self.sequence);
         put_text(&mut bytes, &self.conversation_id);
+        if self.count > 1 {
+            put_number(&mut bytes, u64::from(self.count));
+        }
         bytes
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let mut reader = Reader::of_version(bytes, VERSION)?;
+        let several = bytes.first() == Some(&SEVERAL);
+        let mut reader = Reader::of_version(bytes, if several { SEVERAL } else { VERSION })?;
         let sequence = reader.number()?;
         let conversation_id = reader.text()?.to_owned();
+        let count = if several { reader.number_u32()? } else { 1 };
         reader.finish()?;
-        Ok(Self { conversation_id, sequence })
+        Ok(Self { conversation_id, sequence, count })
     }
 }
 
@@ -153,7 +192,7 @@ pub struct ConversationRow {
     pub max_sequence: u64,
     /// How many of its messages count.
     pub counting: u64,
-    /// The version of the newest message.
+    /// The version of the newest message, or of the newest write that erased one.
     pub message_version: u64,
     /// The last message of the first and of the second user of a single chat.
     pub sent: [u64; 2],
@@ -162,10 +201,16 @@ pub struct ConversationRow {
     pub by_cursor: bool,
     /// Its group was removed.
     pub removed: bool,
+    /// Messages of it were erased.
+    pub has_edits: bool,
+    /// The newest message that mentions everyone.
+    pub mentioned_everyone: u64,
 }
 
 const BY_CURSOR: u8 = 1;
 const REMOVED: u8 = 2;
+const MENTIONS_EVERYONE: u8 = 8;
+const HAS_EDITS: u8 = 16;
 
 impl Row for ConversationRow {
     fn encode(&self) -> Vec<u8> {
@@ -173,12 +218,17 @@ impl Row for ConversationRow {
         bytes.push(VERSION);
         let by_cursor = if self.by_cursor { BY_CURSOR } else { 0 };
         let removed = if self.removed { REMOVED } else { 0 };
-        bytes.push(by_cursor | removed);
+        let has_edits = if self.has_edits { HAS_EDITS } else { 0 };
+        let has_mention = if self.mentioned_everyone > 0 { MENTIONS_EVERYONE } else { 0 };
+        bytes.push(by_cursor | removed | has_edits | has_mention);
         put_number(&mut bytes, self.max_sequence);
         put_number(&mut bytes, self.counting);
         put_number(&mut bytes, self.message_version);
         put_number(&mut bytes, self.sent[0]);
         put_number(&mut bytes, self.sent[1]);
+        if self.mentioned_everyone > 0 {
+            put_number(&mut bytes, self.mentioned_everyone);
+        }
         bytes
     }
 
@@ -192,6 +242,8 @@ impl Row for ConversationRow {
             sent: [reader.number()?, reader.number()?],
             by_cursor: flags & BY_CURSOR != 0,
             removed: flags & REMOVED != 0,
+            has_edits: flags & HAS_EDITS != 0,
+            mentioned_everyone: if flags & MENTIONS_EVERYONE != 0 { reader.number()? } else { 0 },
         };
         reader.finish()?;
         Ok(row)
@@ -213,10 +265,16 @@ pub struct MemberRow {
     pub do_not_disturb: bool,
     /// As in [`ConversationRow`].
     pub by_cursor: bool,
+    /// The user has deleted messages, which another row lists.
+    pub has_deleted: bool,
+    /// The newest message that mentions the user by name.
+    pub mentioned: u64,
 }
 
 const QUIT: u8 = 2;
 const DO_NOT_DISTURB: u8 = 4;
+const HAS_DELETED: u8 = 16;
+const HAS_MENTION: u8 = 32;
 
 impl Row for MemberRow {
     fn encode(&self) -> Vec<u8> {
@@ -225,13 +283,18 @@ impl Row for MemberRow {
         let by_cursor = if self.by_cursor { BY_CURSOR } else { 0 };
         let quit = if self.quit_sequence.is_some() { QUIT } else { 0 };
         let do_not_disturb = if self.do_not_disturb { DO_NOT_DISTURB } else { 0 };
-        bytes.push(by_cursor | quit | do_not_disturb);
+        let has_deleted = if self.has_deleted { HAS_DELETED } else { 0 };
+        let has_mention = if self.mentioned > 0 { HAS_MENTION } else { 0 };
+        bytes.push(by_cursor | quit | do_not_disturb | has_deleted | has_mention);
         put_number(&mut bytes, self.version);
         put_number(&mut bytes, self.init_sequence);
         put_number(&mut bytes, self.delivered);
         put_number(&mut bytes, self.read);
         put_number(&mut bytes, self.own_last_sent);
         put_number(&mut bytes, self.quit_sequence.unwrap_or_default());
+        if self.mentioned > 0 {
+            put_number(&mut bytes, self.mentioned);
+        }
         bytes
     }
 
@@ -247,6 +310,8 @@ impl Row for MemberRow {
             quit_sequence: Some(reader.number()?),
             do_not_disturb: flags & DO_NOT_DISTURB != 0,
             by_cursor: flags & BY_CURSOR != 0,
+            has_deleted: flags & HAS_DELETED != 0,
+            mentioned: if flags & HAS_MENTION != 0 { reader.number()? } else { 0 },
         };
         row.quit_sequence.take_if(|_| flags & QUIT == 0);
         reader.finish()?;
@@ -317,7 +382,7 @@ impl Row for GroupRow {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use std::fmt::Debug;
 
@@ -334,11 +399,12 @@ mod tests {
             sent_at_ms: -1,
             state: 2,
             does_not_count: true,
+            extras: None,
         }
     }
 
     /// What was encoded comes back, and no damaged form of it panics or passes for the original.
-    fn survives<R: Row + PartialEq + Debug>(row: R) {
+    pub fn survives<R: Row + PartialEq + Debug>(row: R) {
         let bytes = row.encode();
         assert_eq!(R::decode(&bytes).as_ref(), Ok(&row));
         for length in 0..bytes.len() {
@@ -369,7 +435,16 @@ mod tests {
             does_not_count: false,
             ..message()
         });
-        survives(DedupeRow { conversation_id: "g:x".into(), sequence: 1 << 33 });
+        let extras = Extras {
+            quote: Some(Box::new(chat::Quote { sequence: 9, ..chat::Quote::default() })),
+            expires_at_ms: 1_800_000_000_000,
+            revoked_by: "bob".into(),
+            system: true,
+            ..Extras::default()
+        };
+        survives(MessageRow { extras: extras.boxed(), ..message() });
+        survives(DedupeRow { conversation_id: "g:x".into(), sequence: 1 << 33, count: 1 });
+        survives(DedupeRow { conversation_id: "g:x".into(), sequence: 1 << 33, count: 100 });
         survives(ConversationRow {
             max_sequence: 1000,
             counting: 900,
@@ -377,7 +452,10 @@ mod tests {
             sent: [1000, 0],
             by_cursor: true,
             removed: false,
+            has_edits: true,
+            mentioned_everyone: 999,
         });
+        survives(ConversationRow::default());
         survives(MemberRow {
             version: 9,
             init_sequence: 8,
@@ -387,6 +465,8 @@ mod tests {
             quit_sequence: Some(800),
             do_not_disturb: true,
             by_cursor: false,
+            has_deleted: true,
+            mentioned: 900,
         });
         survives(MemberRow::default());
         survives(PointerRow { max_sequence: 5, version: 1 << 20 });

@@ -23,6 +23,7 @@ fn append(sender: &str, user: &str, id: &str) -> Write {
         attachment: None,
         does_not_count: false,
         sent_at_ms: 1,
+        extras: None,
     }
 }
 
@@ -84,10 +85,10 @@ async fn a_directory_of_something_else_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     EmbeddedStore::open(options(directory.path())).unwrap().close().await.unwrap();
     let format = directory.path().join("FORMAT");
-    std::fs::write(&format, "millrace embedded store 1\n").unwrap();
-    let error = EmbeddedStore::open(options(directory.path())).err().unwrap();
-    assert!(error.to_string().contains("store 1"), "{error}");
     std::fs::write(&format, "millrace embedded store 2\n").unwrap();
+    let error = EmbeddedStore::open(options(directory.path())).err().unwrap();
+    assert!(error.to_string().contains("store 2"), "{error}");
+    std::fs::write(&format, "millrace embedded store 3\n").unwrap();
     EmbeddedStore::open(options(directory.path())).unwrap().close().await.unwrap();
 }
 

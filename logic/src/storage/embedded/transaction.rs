@@ -19,11 +19,12 @@ use super::{
 };
 use crate::cache::Cache;
 use crate::storage::{
-    Members, Outcome, StoreError, Target, Write,
+    Copied, Members, Outcome, StoreError, Target, Write,
     conversation_id::{self, ConversationName},
     limits::*,
 };
 
+mod edits;
 mod groups;
 
 /// A conversation as the writer knows it.
@@ -110,6 +111,7 @@ impl<'a> Transaction<'a> {
                 attachment,
                 does_not_count,
                 sent_at_ms,
+                extras,
             } => {
                 let message = MessageRow {
                     version: 0,
@@ -123,8 +125,21 @@ impl<'a> Transaction<'a> {
                     sent_at_ms,
                     state: 0,
                     does_not_count,
+                    extras,
                 };
                 self.append(message, &target)
+            }
+            Write::Forward { sender_id, client_message_id, target, messages, sent_at_ms } => {
+                self.forward(&sender_id, &client_message_id, &target, messages, sent_at_ms)
+            }
+            Write::Revoke { actor, conversation_id, sequence, at_ms, limit_ms } => {
+                self.revoke(&actor, conversation_id, sequence, at_ms, limit_ms)
+            }
+            Write::Delete { user_id, conversation_id, sequences } => {
+                self.delete(&user_id, &conversation_id, sequences)
+            }
+            Write::Expire { conversation_id, sequence, at_ms } => {
+                self.expire(conversation_id, sequence, at_ms)
             }
             Write::MoveCursor { user_id, conversation_id, delivered, read } => {
                 self.move_cursor(user_id, conversation_id, delivered, read)
@@ -171,22 +186,84 @@ impl<'a> Transaction<'a> {
 
     // --- messages -------------------------------------------------------------------------------
 
-    fn append(&mut self, mut message: MessageRow, target: &Target) -> Result<Outcome, Stop> {
-        check_id(
-            &message.sender_id,
-            USER_ID_BYTES_MAX,
-            "the sender's user id is empty or too long",
-        )?;
-        check_id(
-            &message.client_message_id,
-            CLIENT_MESSAGE_ID_BYTES_MAX,
-            "client_message_id is empty or too long",
-        )?;
+    fn append(&mut self, message: MessageRow, target: &Target) -> Result<Outcome, Stop> {
+        check_sender(&message.sender_id, &message.client_message_id)?;
         let dedupe_key = keys::dedupe(&message.sender_id, &message.client_message_id);
         if let Some(stored) = self.get::<DedupeRow>(Table::Dedupe, &dedupe_key)? {
-            return Ok(self.duplicate(&stored)?);
+            let (mut messages, version, recipients) = self.duplicate(&stored)?;
+            let last = messages.pop();
+            let message = last.ok_or_else(|| StoreError::Corrupt("no message".into()))?;
+            return Ok(Outcome::Appended { message, duplicate: true, version, recipients });
         }
+        let mut message = message;
+        self.check(&mut message, target)?;
+        let (conversation_id, mut conversation) = self.open(&message.sender_id, target)?;
+        let message = self.store(&conversation_id, &mut conversation, message)?;
+        let dedupe = DedupeRow {
+            conversation_id: conversation_id.clone(),
+            sequence: message.sequence,
+            count: 1,
+        };
+        self.put(Table::Dedupe, dedupe_key, &dedupe);
+        let recipients = conversation.members.clone();
+        self.put_conversation(&conversation_id, conversation);
+        Ok(Outcome::Appended { message, duplicate: false, version: self.version, recipients })
+    }
 
+    fn forward(
+        &mut self,
+        sender_id: &str,
+        client_message_id: &str,
+        target: &Target,
+        copied: Vec<Copied>,
+        sent_at_ms: i64,
+    ) -> Result<Outcome, Stop> {
+        check_sender(sender_id, client_message_id)?;
+        let dedupe_key = keys::dedupe(sender_id, client_message_id);
+        if let Some(stored) = self.get::<DedupeRow>(Table::Dedupe, &dedupe_key)? {
+            let (messages, version, recipients) = self.duplicate(&stored)?;
+            return Ok(Outcome::Forwarded { messages, duplicate: true, version, recipients });
+        }
+        if !(1..=FORWARDED_MESSAGES_MAX).contains(&copied.len()) {
+            return refuse(Code::BadRequest, "1 to 100 messages can be forwarded at once");
+        }
+        let mut rows = Vec::with_capacity(copied.len());
+        for Copied { message_id, kind, body, attachment, extras } in copied {
+            let mut row = MessageRow {
+                version: 0,
+                counting: 0,
+                message_id,
+                sender_id: sender_id.to_owned(),
+                client_message_id: client_message_id.to_owned(),
+                kind,
+                body,
+                attachment,
+                sent_at_ms,
+                state: 0,
+                does_not_count: false,
+                extras,
+            };
+            self.check(&mut row, target)?;
+            rows.push(row);
+        }
+        let (conversation_id, mut conversation) = self.open(sender_id, target)?;
+        let mut messages = Vec::with_capacity(rows.len());
+        for row in rows {
+            messages.push(self.store(&conversation_id, &mut conversation, row)?);
+        }
+        let dedupe = DedupeRow {
+            conversation_id: conversation_id.clone(),
+            sequence: conversation.row.max_sequence,
+            count: messages.len() as u32,
+        };
+        self.put(Table::Dedupe, dedupe_key, &dedupe);
+        let recipients = conversation.members.clone();
+        self.put_conversation(&conversation_id, conversation);
+        Ok(Outcome::Forwarded { messages, duplicate: false, version: self.version, recipients })
+    }
+
+    /// Whether a message may be stored as it is; fills in what only the store knows.
+    fn check(&mut self, message: &mut MessageRow, target: &Target) -> Result<(), Stop> {
         if message.body.len() > BODY_BYTES_MAX {
             return refuse(Code::TooLarge, "the body is too large");
         }
@@ -196,22 +273,42 @@ impl<'a> Transaction<'a> {
                 return refuse(Code::BadRequest, "a text of the attachment is too long");
             }
         }
-        let (conversation_id, mut conversation) = match target {
+        if let Some(extras) = &mut message.extras {
+            let conversation_id = match target {
+                Target::User(user_id) => conversation_id::single(&message.sender_id, user_id),
+                Target::Group(group_id) => conversation_id::group(group_id),
+            };
+            self.check_extras(&message.sender_id, &conversation_id, extras, message.sent_at_ms)?;
+        }
+        Ok(())
+    }
+
+    /// The conversation that this sender may send to.
+    fn open(&mut self, sender_id: &str, target: &Target) -> Result<(String, Conversation), Stop> {
+        match target {
             Target::User(user_id) => {
                 check_id(user_id, USER_ID_BYTES_MAX, "user_id is empty or too long")?;
-                self.single(&message.sender_id, user_id)?
+                self.single(sender_id, user_id)
             }
             Target::Group(group_id) => {
                 check_id(group_id, GROUP_ID_BYTES_MAX, "group_id is empty or too long")?;
                 let conversation_id = conversation_id::group(group_id);
                 let conversation = self.living_group(&conversation_id)?;
-                if !is_member(&conversation.members, &message.sender_id) {
+                if !is_member(&conversation.members, sender_id) {
                     return refuse(Code::NotPermitted, "only members send to a group");
                 }
-                (conversation_id, conversation)
+                Ok((conversation_id, conversation))
             }
-        };
+        }
+    }
 
+    /// Stores one message as the newest of its conversation.
+    fn store(
+        &mut self,
+        conversation_id: &str,
+        conversation: &mut Conversation,
+        mut message: MessageRow,
+    ) -> Result<chat::Message, StoreError> {
         self.version += 1;
         let row = &mut conversation.row;
         row.max_sequence += 1;
@@ -220,61 +317,62 @@ impl<'a> Transaction<'a> {
         let sequence = row.max_sequence;
         message.version = self.version;
         message.counting = row.counting;
-        let conversation_type = match target {
-            Target::User(_) => {
-                for (place, member) in [0, conversation.members.len() - 1].into_iter().zip([0, 1]) {
-                    if *conversation.members[place] == *message.sender_id {
-                        row.sent[member] = sequence;
+        let conversation_type = if conversation_id.starts_with("s:") {
+            for (place, member) in [0, conversation.members.len() - 1].into_iter().zip([0, 1]) {
+                if *conversation.members[place] == *message.sender_id {
+                    row.sent[member] = sequence;
+                }
+            }
+            conversation_id::CONVERSATION_TYPE_SINGLE
+        } else {
+            let mut own = self.member_or_default(&message.sender_id, conversation_id)?;
+            own.own_last_sent = sequence;
+            self.put_member(&message.sender_id, conversation_id, own);
+            conversation_id::CONVERSATION_TYPE_GROUP
+        };
+        if let Some(extras) = &message.extras {
+            self.remember_expiry(conversation_id, sequence, extras.expires_at_ms);
+            if let Some(mentions) = &extras.mentions {
+                if mentions.everyone {
+                    conversation.row.mentioned_everyone = sequence;
+                }
+                for user_id in &mentions.user_ids {
+                    if is_member(&conversation.members, user_id) {
+                        let mut row = self.member_or_default(user_id, conversation_id)?;
+                        row.mentioned = sequence;
+                        self.put_member(user_id, conversation_id, row);
                     }
                 }
-                conversation_id::CONVERSATION_TYPE_SINGLE
             }
-            Target::Group(_) => {
-                let mut own = self.member_or_default(&message.sender_id, &conversation_id)?;
-                own.own_last_sent = sequence;
-                self.put_member(&message.sender_id, &conversation_id, own);
-                conversation_id::CONVERSATION_TYPE_GROUP
-            }
-        };
+        }
         if !conversation.row.by_cursor {
             let pointer = PointerRow { max_sequence: sequence, version: self.version }.encode();
             for user_id in conversation.members.iter() {
-                let key = keys::user(user_id, &conversation_id, UserRow::Pointer);
+                let key = keys::user(user_id, conversation_id, UserRow::Pointer);
                 self.changes.put(Table::Users, key, pointer.clone());
             }
         }
-        let dedupe = DedupeRow { conversation_id: conversation_id.clone(), sequence };
-        self.put(Table::Dedupe, dedupe_key, &dedupe);
-        self.put(Table::Messages, keys::message(&conversation_id, sequence), &message);
-        let recipients = conversation.members.clone();
-        self.put_conversation(&conversation_id, conversation);
-        Ok(Outcome::Appended {
-            message: message.into_message(&conversation_id, conversation_type, sequence),
-            duplicate: false,
-            version: self.version,
-            recipients,
-        })
+        self.put(Table::Messages, keys::message(conversation_id, sequence), &message);
+        Ok(message.into_message(conversation_id, conversation_type, sequence))
     }
 
-    /// The outcome of a message that was stored before.
-    fn duplicate(&mut self, stored: &DedupeRow) -> Result<Outcome, StoreError> {
-        let DedupeRow { conversation_id, sequence } = stored;
-        let key = keys::message(conversation_id, *sequence);
-        let message: Option<MessageRow> = self.get(Table::Messages, &key)?;
-        let name = ConversationName::parse(conversation_id);
-        let (Some(message), Some(name), Some(conversation)) =
-            (message, name, self.conversation(conversation_id)?)
-        else {
-            return Err(StoreError::Corrupt(format!(
-                "message {sequence} of {conversation_id} is known but not there"
-            )));
+    /// The messages of a client message id that was stored before, the version of the last, and the
+    /// members.
+    fn duplicate(
+        &mut self,
+        stored: &DedupeRow,
+    ) -> Result<(Vec<chat::Message>, u64, Members), StoreError> {
+        let DedupeRow { conversation_id, sequence, count } = stored;
+        let first = (sequence + 1).saturating_sub(u64::from(*count));
+        let messages = (first..=*sequence)
+            .map(|sequence| self.stored(conversation_id, sequence))
+            .collect::<Result<_, _>>()?;
+        let last: Option<MessageRow> =
+            self.get(Table::Messages, &keys::message(conversation_id, *sequence))?;
+        let (Some(last), Some(conversation)) = (last, self.conversation(conversation_id)?) else {
+            return Err(StoreError::Corrupt(format!("{conversation_id} is known but not there")));
         };
-        Ok(Outcome::Appended {
-            duplicate: true,
-            version: message.version,
-            message: message.into_message(conversation_id, name.conversation_type(), *sequence),
-            recipients: conversation.members,
-        })
+        Ok((messages, last.version, conversation.members))
     }
 
     /// The single chat of two users, which its first message begins.
@@ -472,6 +570,12 @@ fn single_members(one: &str, other: &str) -> Members {
 
 fn is_member(members: &Members, user_id: &str) -> bool {
     members.binary_search_by(|member| (**member).cmp(user_id)).is_ok()
+}
+
+fn check_sender(sender_id: &str, client_message_id: &str) -> Result<(), Stop> {
+    check_id(sender_id, USER_ID_BYTES_MAX, "the sender's user id is empty or too long")?;
+    let reason = "client_message_id is empty or too long";
+    check_id(client_message_id, CLIENT_MESSAGE_ID_BYTES_MAX, reason)
 }
 
 fn check_id(id: &str, bytes_max: usize, reason: &'static str) -> Result<(), Stop> {
