@@ -218,6 +218,6 @@ def test_history_over_grpc_and_after_kill_9_of_logic(tiers):
         history = history_grpc.HistoryServiceStub(channel)
         page = history.PullMessages(
             history_pb.PullMessagesRequest(conversation_id=conversation_id, user_id="bob"),
-            metadata=AUTHORIZED, timeout=5,
+            metadata=AUTHORIZED, timeout=20, wait_for_ready=True,
         )
         assert states(page.messages) == [(1, 2), (2, 1), (3, 0)] and page.complete
