@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 mod bus;
 mod login;
-mod notices;
 mod messages;
+mod notices;
 mod paces;
 mod presence;
 mod replay;
@@ -25,8 +25,8 @@ mod sessions;
 
 pub use bus::Bus;
 pub use login::{Jwks, Login, LoginHttp, LoginMethod};
-pub use notices::Notices;
 pub use messages::{Messages, Words};
+pub use notices::Notices;
 pub use paces::Paces;
 pub use presence::Presence;
 pub use replay::{Check as ReplayCheck, Replay};

@@ -175,12 +175,10 @@ fn check_content(settings: &MessageSettings, message: &mut SendMessage) -> Resul
             }
         }
         TYPE_LOCATION => check_location(message)?,
-        TYPE_CARD | TYPE_CHANNEL_NOTICE => {
-            if message.body.is_empty() {
-                let reason = format!("A message of type {} needs a body.", message.r#type);
-                return Err(bad(reason));
-            }
+        TYPE_CARD | TYPE_CHANNEL_NOTICE if message.body.is_empty() => {
+            return Err(bad(format!("A message of type {} needs a body.", message.r#type)));
         }
+        TYPE_CARD | TYPE_CHANNEL_NOTICE => {}
         unknown if !settings.unknown_types => {
             return Err(bad(format!("This server has no message type {unknown}.")));
         }

@@ -33,9 +33,9 @@ use crate::api::{Api, AttachmentsApi, CallerGuard, FriendsApi, Guard, UsersApi};
 mod attachments;
 mod caller;
 mod friends;
+mod history;
 pub mod push;
 pub mod reports;
-mod history;
 pub mod sessions;
 #[cfg(test)]
 mod tests;

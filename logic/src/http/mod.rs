@@ -44,9 +44,9 @@ use crate::api::{Api, Guard};
 pub mod attachments;
 mod caller;
 pub mod friends;
+mod history;
 pub mod push;
 pub mod reports;
-mod history;
 pub mod sessions;
 #[cfg(test)]
 mod tests;

@@ -138,7 +138,7 @@ impl WordFile {
 
 impl WordFilter for WordFile {
     fn is_on(&self) -> bool {
-        self.list.load().len() > 0
+        !self.list.load().is_empty()
     }
 
     fn check(&self, text: &str) -> Verdict {
