@@ -6,35 +6,14 @@ use millrace_protocol::api::{
     CreateAttachmentRequest, RemoveAttachmentResponse,
     attachment_service_server::AttachmentService,
 };
-use tonic::{Request, Response, Status};
 
-use super::caller::CallerDoor;
-use crate::api::{Access, AttachmentsApi};
+use super::caller::serve_callers;
+use crate::api::AttachmentsApi;
 
-/// Passes a call on to the method of the same name.
-macro_rules! pass_on {
-    ($($method:ident: $request:ty => $response:ty;)+) => {
-        #[tonic::async_trait]
-        impl AttachmentService for CallerDoor<dyn AttachmentsApi> {
-            $(
-                async fn $method(
-                    &self,
-                    request: Request<$request>,
-                ) -> Result<Response<$response>, Status> {
-                    self.call(Access::Known, request, |api, caller, request| async move {
-                        api.$method(&caller, request).await
-                    })
-                    .await
-                }
-            )+
-        }
-    };
-}
-
-pass_on! {
-    create_attachment: CreateAttachmentRequest => AttachmentInfo;
-    get_attachment: AttachmentRequest => AttachmentInfo;
-    get_attachment_link: AttachmentRequest => AttachmentLink;
-    remove_attachment: AttachmentRequest => RemoveAttachmentResponse;
-    get_attachment_usage: AttachmentUsageRequest => AttachmentUsage;
+serve_callers! { AttachmentService for AttachmentsApi;
+    create_attachment(Known): CreateAttachmentRequest => AttachmentInfo;
+    get_attachment(Known): AttachmentRequest => AttachmentInfo;
+    get_attachment_link(Known): AttachmentRequest => AttachmentLink;
+    remove_attachment(Known): AttachmentRequest => RemoveAttachmentResponse;
+    get_attachment_usage(Known): AttachmentUsageRequest => AttachmentUsage;
 }

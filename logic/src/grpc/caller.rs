@@ -34,3 +34,27 @@ impl<A: ?Sized> CallerDoor<A> {
         result.map(Response::new).map_err(|refused| status(&refused))
     }
 }
+
+/// Implements a gRPC service for the door to a trait of [`crate::api`]: each call is admitted with the
+/// access named in its row and passed on to the method of the same name.
+macro_rules! serve_callers {
+    ($service:ident for $api:ident; $($method:ident($access:ident): $request:ty => $response:ty;)+) => {
+        #[tonic::async_trait]
+        impl $service for $crate::grpc::caller::CallerDoor<dyn $api> {
+            $(
+                async fn $method(
+                    &self,
+                    request: tonic::Request<$request>,
+                ) -> Result<tonic::Response<$response>, tonic::Status> {
+                    let access = $crate::api::Access::$access;
+                    self.call(access, request, |api, caller, request| async move {
+                        api.$method(&caller, request).await
+                    })
+                    .await
+                }
+            )+
+        }
+    };
+}
+
+pub(super) use serve_callers;
