@@ -16,6 +16,7 @@ use millrace_protocol::api::{
     PublishRoomMessageResponse, RemoveGroupRequest, RemoveGroupResponse, RemoveMembersRequest,
     RemoveMembersResponse, SendMessageRequest, SendMessageResponse,
 };
+pub mod groups;
 pub mod sessions;
 
 use subtle::ConstantTimeEq;

@@ -166,6 +166,8 @@ pub struct Store {
     pub directory: PathBuf,
     /// A table in memory is written to a file above this size.
     pub memtable_bytes_max: ByteSize,
+    /// See [`Options::fan_out_members_max`].
+    pub fan_out_members_max: usize,
 }
 
 /// `[limits]`
@@ -340,6 +342,7 @@ impl Default for Store {
         Self {
             directory: PathBuf::from("data"),
             memtable_bytes_max: ByteSize::from_bytes(Options::new("").memtable_bytes_max),
+            fan_out_members_max: Options::new("").fan_out_members_max,
         }
     }
 }

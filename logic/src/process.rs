@@ -202,6 +202,7 @@ impl Logic {
                 client_address_header: config.users.client_address_header.clone(),
                 ..HttpSettings::default()
             };
+            let groups = http::groups::routes(chat.clone(), guard.clone(), settings.clone());
             let sessions = http::sessions::routes(chat.clone(), guard.clone(), settings.clone());
             let topics = http::reports::routes(chat.clone(), guard.clone(), settings.clone());
             let push = http::push::routes(chat.clone(), guard.clone(), settings.clone());
@@ -209,6 +210,7 @@ impl Logic {
                 .merge(sessions)
                 .merge(topics)
                 .merge(push)
+                .merge(groups)
                 .merge(http::users::router(users.clone(), callers.clone(), settings.clone()))
                 .merge(http::friends::router(friends.clone(), callers.clone(), settings.clone()))
                 .merge(http::attachments::router(files.clone(), callers.clone(), settings))
@@ -219,7 +221,8 @@ impl Logic {
             let routes = grpc::routes(api, guard.clone())
                 .add_service(grpc::push::service(chat.clone(), guard.clone()))
                 .add_service(grpc::reports::service(chat.clone(), guard.clone()));
-            let routes = grpc::sessions::add_to(routes, chat.clone(), guard);
+            let routes = grpc::sessions::add_to(routes, chat.clone(), guard.clone());
+            let routes = grpc::groups::add_to(routes, chat.clone(), guard);
             let routes = grpc::with_users(routes, users, callers.clone());
             let routes = grpc::with_friends(routes, friends, callers.clone());
             let files: Arc<dyn AttachmentsApi> = files;
@@ -326,6 +329,7 @@ const DOOR_TIMEOUT: Duration = Duration::from_secs(1);
 async fn open_store(config: &Config) -> Result<Arc<EmbeddedStore>, StartError> {
     let options = Options {
         memtable_bytes_max: config.store.memtable_bytes_max.as_bytes(),
+        fan_out_members_max: config.store.fan_out_members_max,
         ..Options::new(&config.store.directory)
     };
     let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(options)).await;

@@ -47,6 +47,36 @@ commands! {
     GROUP_BY_ID = 0x0102, "group_by_id";
     /// A notice has arrived.
     NOTICE_ACK = 0x0103, "notice_ack";
+    /// Makes a group.
+    CREATE_GROUP = 0x0110, "create_group";
+    /// Changes a group's name, avatar, rules.
+    UPDATE_GROUP = 0x0111, "update_group";
+    /// Sets a group's announcement.
+    ANNOUNCE_TO_GROUP = 0x0112, "announce_to_group";
+    /// Becomes a member, or asks to.
+    JOIN_GROUP = 0x0113, "join_group";
+    /// Lets somebody in who asked, or not.
+    ANSWER_JOIN_REQUEST = 0x0114, "answer_join_request";
+    /// Brings others into a group.
+    INVITE_TO_GROUP = 0x0115, "invite_to_group";
+    /// Ends the own membership.
+    LEAVE_GROUP = 0x0116, "leave_group";
+    /// Ends others' membership.
+    REMOVE_FROM_GROUP = 0x0117, "remove_from_group";
+    /// Makes an administrator, or a member again.
+    SET_GROUP_ROLE = 0x0118, "set_group_role";
+    /// Hands a group to another owner.
+    TRANSFER_GROUP = 0x0119, "transfer_group";
+    /// Silences members for a time.
+    MUTE_MEMBERS = 0x011A, "mute_members";
+    /// Silences a whole group.
+    MUTE_GROUP = 0x011B, "mute_group";
+    /// Ends a group.
+    DISSOLVE_GROUP = 0x011C, "dissolve_group";
+    /// Pages of a group's members.
+    GROUP_MEMBERS = 0x011D, "group_members";
+    /// Pages of who wants to come in.
+    GROUP_JOIN_REQUESTS = 0x011E, "group_join_requests";
     /// Stores and delivers a message.
     SEND_MESSAGE = 0x0201, "send_message";
     /// Server to client: messages.
@@ -71,6 +101,8 @@ commands! {
     UPDATE_CONVERSATION = 0x020B, "update_conversation";
     /// Somebody is typing.
     TYPING = 0x020C, "typing";
+    /// Who has read a message.
+    PULL_RECEIPTS = 0x020E, "pull_receipts";
     /// Enters a live room.
     JOIN_ROOM = 0x0210, "join_room";
     /// Leaves a live room.

@@ -353,13 +353,14 @@ def text_form():
 # --- protobuf --------------------------------------------------------------------------------
 
 def schema(path):
-    """The messages of a .proto file: name -> [(field, type, number, repeated)]."""
+    """The messages of a .proto file: name -> [(field, type, number, repeated, optional)]."""
     source = re.sub(r"//[^\n]*", "", path.read_text())
     messages = {}
     for name, body in re.findall(r"message (\w+) \{([^}]*)\}", source):
-        fields = re.findall(r"(repeated )?(\w+) (\w+) = (\d+);", body)
+        fields = re.findall(r"(repeated |optional )?(\w+) (\w+) = (\d+);", body)
         messages[name] = sorted(
-            ((field, kind, int(number), bool(repeated)) for repeated, kind, field, number in fields),
+            ((field, kind, int(number), label == "repeated ", label == "optional ")
+             for label, kind, field, number in fields),
             key=lambda row: row[2])
     return messages
 
@@ -375,11 +376,12 @@ def varint(value):
 
 
 def encode(messages, name, value):
-    """proto3: fields in order of number, defaults left out, repeated numbers packed."""
+    """proto3: fields in order of number, defaults left out but of optional fields, repeated numbers
+    packed."""
     out = b""
     known = {field for field, *_ in messages[name]}
     assert set(value) <= known, f"{name} has no {set(value) - known}"
-    for field, kind, number, repeated in messages[name]:
+    for field, kind, number, repeated, optional in messages[name]:
         if field not in value:
             continue
         item = value[field]
@@ -387,24 +389,26 @@ def encode(messages, name, value):
             if repeated:
                 packed = b"".join(varint(each) for each in item)
                 out += varint(number << 3 | 2) + varint(len(packed)) + packed
-            elif item:
+            elif item or optional:
                 out += varint(number << 3) + varint(int(item))
             continue
         if kind == "double":
-            out += varint(number << 3 | 1) + struct.pack("<d", item) if item else b""
+            if item or optional:
+                out += varint(number << 3 | 1) + struct.pack("<d", item)
             continue
         for each in item if repeated else [item]:
             if kind == "string":
                 each = each.encode()
             elif kind != "bytes":
                 each = encode(messages, kind, each)
-            if each or repeated or kind in messages:
+            if each or repeated or optional or kind in messages:
                 out += varint(number << 3 | 2) + varint(len(each)) + each
     return out
 
 
 def to_json(messages, name, value):
-    """The proto3 JSON mapping with the field names of the file and the defaults written out."""
+    """The proto3 JSON mapping with the field names of the file and the defaults written out, but of
+    optional fields, which are absent instead."""
     def one(kind, item):
         if kind in ("uint64", "int64"):
             return str(item)
@@ -415,12 +419,12 @@ def to_json(messages, name, value):
     defaults = {"string": "", "uint32": 0, "uint64": 0, "int64": 0, "bool": False, "bytes": b"",
                 "double": 0.0}
     out = {}
-    for field, kind, _, repeated in messages[name]:
+    for field, kind, _, repeated, optional in messages[name]:
         if repeated:
             out[field] = [one(kind, item) for item in value.get(field, [])]
         elif field in value:
             out[field] = one(kind, value[field])
-        elif kind in defaults:
+        elif kind in defaults and not optional:
             out[field] = one(kind, defaults[kind])
     return out
 
@@ -547,7 +551,7 @@ def chat():
                 "mentioned_sequence": 6}],
             "version": 12, "complete": True}),
         ("update_conversation", "UpdateConversation", {
-            "conversation_id": "g:g1", "do_not_disturb": True}),
+            "conversation_id": "g:g1", "do_not_disturb": True, "pinned": False}),
         ("update_conversation reply", "UpdateReply", {}),
         ("typing", "Typing", {"conversation_id": "s:alice:bob", "user_id": "bob"}),
         ("group_by_id", "GroupById", {"group_id": "g1"}),

@@ -8,19 +8,19 @@ use millrace_protocol::{
     Code,
     api::{
         AddMembersRequest, AddMembersResponse, BroadcastRequest, BroadcastResponse,
-        CreateGroupRequest, CreateGroupResponse, GetGroupRequest, GetGroupResponse,
-        GetPresenceRequest, GetPresenceResponse, KickUserRequest, KickUserResponse,
-        PresenceSession, PublishRoomMessageRequest, PublishRoomMessageResponse, RemoveGroupRequest,
-        RemoveGroupResponse, RemoveMembersRequest, RemoveMembersResponse, SendMessageRequest,
-        SendMessageResponse,
+        ChangeGroupRequest, CreateGroupRequest, CreateGroupResponse, GetGroupRequest,
+        GetGroupResponse, GetPresenceRequest, GetPresenceResponse, KickUserRequest,
+        KickUserResponse, PresenceSession, PublishRoomMessageRequest, PublishRoomMessageResponse,
+        RemoveGroupRequest, RemoveGroupResponse, RemoveMembersRequest, RemoveMembersResponse,
+        SendMessageRequest, SendMessageResponse, change_group_request::Act,
     },
-    chat::SendMessage,
+    chat::{CreateGroup, DissolveGroup, InviteToGroup, RemoveFromGroup, SendMessage},
 };
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{
-    Chat, Core, gate, messages,
+    Chat, Core, gate, groups, messages,
     paces::Paced,
     processor::{Job, Origin},
     receiver::{seen_before, unix_ms},
@@ -29,7 +29,7 @@ use super::{
 use crate::{
     api::Api,
     registry::SessionRecord,
-    storage::{Outcome, StoreError, Write, limits::USER_ID_BYTES_MAX},
+    storage::{Outcome, StoreError, Write, groups::GroupChanged, limits::USER_ID_BYTES_MAX},
 };
 
 impl Chat {
@@ -47,6 +47,22 @@ impl Chat {
             Ok(Outcome::Refused { code, reason }) => Err(self.refused(code, reason)),
             Ok(outcome) => Ok(outcome),
             Err(error) => Err(self.with_delay(error.code())),
+        }
+    }
+
+    /// An act on a group in a user's name; the system's when that is empty.
+    pub(super) async fn act(
+        &self,
+        group_id: String,
+        actor_user_id: String,
+        act: Act,
+    ) -> Result<GroupChanged, Refused> {
+        let request = ChangeGroupRequest { group_id, actor_user_id, act: Some(act) };
+        let change = groups::from_request(request)
+            .map_err(|reason| self.refused(Code::BadRequest, reason))?;
+        match self.change(Write::ChangeGroup(Box::new(change))).await? {
+            Outcome::GroupChanged(changed) => Ok(*changed),
+            other => Err(self.mismatched(&other)),
         }
     }
 
@@ -100,6 +116,15 @@ impl Api for Chat {
         &self,
         request: CreateGroupRequest,
     ) -> Result<CreateGroupResponse, Refused> {
+        if !request.actor_user_id.is_empty() {
+            let CreateGroupRequest { group_id, name, avatar, members, members_max, actor_user_id } =
+                request;
+            let create =
+                CreateGroup { name, avatar, members, members_max, ..CreateGroup::default() };
+            let changed = self.act(group_id, actor_user_id, Act::Create(create)).await?;
+            let GroupChanged { group_id, conversation_id, .. } = changed;
+            return Ok(CreateGroupResponse { group_id, conversation_id });
+        }
         let group_id = match request.group_id {
             chosen if !chosen.is_empty() => chosen,
             _ => Uuid::now_v7().simple().to_string(),
@@ -130,6 +155,15 @@ impl Api for Chat {
                 members: group.members,
                 members_max: group.members_max,
                 created_at_ms: group.created_at_ms,
+                member_count: group.member_count,
+                owner_id: group.owner_id,
+                administrators: group.administrators,
+                join_rule: group.join_rule,
+                invite_rule: group.invite_rule,
+                announcement: group.announcement,
+                announced_at_ms: group.announced_at_ms,
+                announced_by: group.announced_by,
+                muted: group.muted,
             }),
             Ok(None) => Err(self.refused(Code::NotFound, "There is no such group.")),
             Err(error) => Err(self.unread(&error)),
@@ -140,14 +174,25 @@ impl Api for Chat {
         &self,
         request: RemoveGroupRequest,
     ) -> Result<RemoveGroupResponse, Refused> {
-        match self.change(Write::RemoveGroup { group_id: request.group_id }).await? {
+        let RemoveGroupRequest { group_id, actor_user_id } = request;
+        if !actor_user_id.is_empty() {
+            let act = Act::Dissolve(DissolveGroup::default());
+            self.act(group_id, actor_user_id, act).await?;
+            return Ok(RemoveGroupResponse::default());
+        }
+        match self.change(Write::RemoveGroup { group_id }).await? {
             Outcome::GroupRemoved { .. } => Ok(RemoveGroupResponse::default()),
             other => Err(self.mismatched(&other)),
         }
     }
 
     async fn add_members(&self, request: AddMembersRequest) -> Result<AddMembersResponse, Refused> {
-        let AddMembersRequest { group_id, user_ids } = request;
+        let AddMembersRequest { group_id, user_ids, actor_user_id } = request;
+        if !actor_user_id.is_empty() {
+            let act = Act::Invite(InviteToGroup { user_ids, ..InviteToGroup::default() });
+            let added = self.act(group_id, actor_user_id, act).await?.changed;
+            return Ok(AddMembersResponse { added, ..AddMembersResponse::default() });
+        }
         match self.change(Write::AddMembers { group_id, user_ids }).await? {
             Outcome::MembersAdded { added, .. } => {
                 Ok(AddMembersResponse { added, ..AddMembersResponse::default() })
@@ -160,7 +205,12 @@ impl Api for Chat {
         &self,
         request: RemoveMembersRequest,
     ) -> Result<RemoveMembersResponse, Refused> {
-        let RemoveMembersRequest { group_id, user_ids } = request;
+        let RemoveMembersRequest { group_id, user_ids, actor_user_id } = request;
+        if !actor_user_id.is_empty() {
+            let act = Act::Remove(RemoveFromGroup { user_ids, ..RemoveFromGroup::default() });
+            let removed = self.act(group_id, actor_user_id, act).await?.changed;
+            return Ok(RemoveMembersResponse { removed, ..RemoveMembersResponse::default() });
+        }
         match self.change(Write::RemoveMembers { group_id, user_ids }).await? {
             Outcome::MembersRemoved { removed, .. } => {
                 Ok(RemoveMembersResponse { removed, ..RemoveMembersResponse::default() })

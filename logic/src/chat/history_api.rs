@@ -70,7 +70,7 @@ impl HistoryApi for Chat {
             newest_first: request.newest_first,
             changed_since_version: request.changed_since_version,
         };
-        match reads::page(&self.core, &request.user_id, &pull).await {
+        match reads::messages_page(&self.core, &request.user_id, pull).await {
             Ok(page) => Ok(PullMessagesResponse {
                 messages: page.messages,
                 complete: page.complete,

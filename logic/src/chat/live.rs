@@ -58,13 +58,17 @@ pub(crate) async fn send(
             let users = if both[0] == both[1] { &both[..1] } else { &both[..] };
             core.online.deliveries().everybody(users, except, &mut receivers);
         }
-        Target::Group(_) => {
+        Target::Group(group_id) => {
             let members = core.store.members(&conversation_id).await;
             let members = members.map_err(|error| unread(core, &error))?;
             let Some(members) = members else { return Err(Refused::from(Code::NotFound)) };
             if !members.iter().any(|member| **member == *sender_id) {
                 let reason = "Only members send to a group.";
                 return Err(Refused::new(Code::NotPermitted, reason));
+            }
+            let may_speak = core.store.may_speak(group_id, &sender_id, sent_at_ms).await;
+            if !may_speak.map_err(|error| unread(core, &error))? {
+                return Err(Refused::from(Code::Muted));
             }
             let max = core.settings.messages.live_members_max;
             if members.len() > max {

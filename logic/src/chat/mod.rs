@@ -36,10 +36,12 @@
 //!   empty one.
 
 mod api;
+mod api_groups;
 mod catch_up;
 mod expiry;
 mod forward;
 mod gate;
+mod groups;
 mod history_api;
 mod live;
 mod logout;

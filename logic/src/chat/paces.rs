@@ -14,7 +14,10 @@ use std::{
 
 use millrace_protocol::command;
 
-use super::rate::{Bucket, Rate};
+use super::{
+    groups,
+    rate::{Bucket, Rate},
+};
 
 /// How often the full buckets are looked for at most, and in how small a table nobody looks.
 const SWEEP_INTERVAL_MS: u64 = 1_000;
@@ -55,9 +58,14 @@ impl RequestClass {
     pub(crate) fn of(command: u16) -> Self {
         match command {
             command::SEND_MESSAGE | command::ROOM_MESSAGE | command::FORWARD => Self::Message,
-            command::PULL_MESSAGES | command::PULL_CONVERSATIONS | command::GROUP_BY_ID => {
-                Self::Paced(Paced::Pull)
-            }
+            command::PULL_MESSAGES
+            | command::PULL_CONVERSATIONS
+            | command::PULL_RECEIPTS
+            | command::GROUP_BY_ID
+            | command::GROUP_MEMBERS
+            | command::GROUP_JOIN_REQUESTS => Self::Paced(Paced::Pull),
+            // Each stores a notice for the members, so it counts as one.
+            act if groups::is_act(act) => Self::Message,
             command::QUERY_PRESENCE
             | command::SUBSCRIBE_PRESENCE
             | command::UNSUBSCRIBE_PRESENCE => Self::Paced(Paced::Presence),

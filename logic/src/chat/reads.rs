@@ -17,7 +17,7 @@ use prost::Message as _;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
-    Core, expiry, forward, live, logout, presence_requests,
+    Core, expiry, forward, groups, live, logout, presence_requests,
     processor::Job,
     receiver::{self, decode, seen_before, write_on},
     sync::empty_body,
@@ -56,6 +56,9 @@ async fn read(core: &Core, writes: &mpsc::Sender<Job>, inbound: Inbound) {
         command::PULL_MESSAGES => pull_messages(core, &inbound).await,
         command::PULL_CONVERSATIONS => pull_conversations(core, &inbound).await,
         command::GROUP_BY_ID => group_by_id(core, &inbound).await,
+        command::GROUP_MEMBERS => groups::members(core, &inbound).await,
+        command::GROUP_JOIN_REQUESTS => groups::join_requests(core, &inbound).await,
+        command::PULL_RECEIPTS => groups::receipts(core, &inbound).await,
         command::TYPING => typing(core, &inbound).await,
         command::LOGOUT_EVERYWHERE => logout::serve(core, &inbound).await,
         command::QUERY_PRESENCE | command::SUBSCRIBE_PRESENCE | command::UNSUBSCRIBE_PRESENCE => {
@@ -106,7 +109,7 @@ async fn send_on(core: &Core, writes: &mpsc::Sender<Job>, inbound: Inbound) {
 
 async fn pull_messages(core: &Core, inbound: &Inbound) {
     let Some(pull) = decode::<PullMessages>(core, inbound) else { return };
-    match page(core, &inbound.session.user_id, &pull).await {
+    match messages_page(core, &inbound.session.user_id, pull).await {
         Ok(reply) => inbound.reply_message(&reply),
         Err(error) => refuse(core, inbound, &error, |code, reason| {
             inbound.reply_message(&PullReply { code, reason, ..PullReply::default() });
@@ -114,20 +117,27 @@ async fn pull_messages(core: &Core, inbound: &Inbound) {
     }
 }
 
-/// What a pull finds, cut to what fits a reply.
-pub(crate) async fn page(
+/// What a pull finds as this user may see it, bounded in bytes.
+pub(crate) async fn messages_page(
     core: &Core,
     user_id: &str,
-    pull: &PullMessages,
+    pull: PullMessages,
 ) -> Result<PullReply, StoreError> {
     let limit = match pull.limit as usize {
         0 => MESSAGES_DEFAULT,
         limit => limit.min(MESSAGES_MAX),
     };
-    let bytes_max = core.settings.reply_bytes_max;
-    if pull.changed_since_version > 0 {
-        let since = pull.changed_since_version;
-        let found = core.store.changes(user_id, &pull.conversation_id, since, limit).await?;
+    let PullMessages {
+        conversation_id,
+        from_sequence,
+        to_sequence,
+        newest_first,
+        changed_since_version,
+        limit: _,
+    } = pull;
+    if changed_since_version > 0 {
+        let since = changed_since_version;
+        let found = core.store.changes(user_id, &conversation_id, since, limit).await?;
         // What was erased is small: a page of it always fits.
         let range = |(from_sequence, to_sequence)| SequenceRange { from_sequence, to_sequence };
         return Ok(PullReply {
@@ -140,18 +150,11 @@ pub(crate) async fn page(
     }
     let page = core
         .store
-        .page(
-            user_id,
-            &pull.conversation_id,
-            pull.from_sequence,
-            pull.to_sequence,
-            limit,
-            pull.newest_first,
-        )
+        .page(user_id, &conversation_id, from_sequence, to_sequence, limit, newest_first)
         .await?;
     let mut messages = page.messages;
     expiry::hide(&mut messages);
-    let fitting = fitting(&messages, bytes_max, Message::encoded_len);
+    let fitting = fitting(&messages, core.settings.reply_bytes_max, Message::encoded_len);
     let complete = page.complete && fitting == messages.len();
     messages.truncate(fitting);
     Ok(PullReply { messages, complete, ..PullReply::default() })
@@ -159,22 +162,8 @@ pub(crate) async fn page(
 
 async fn pull_conversations(core: &Core, inbound: &Inbound) {
     let Some(pull) = decode::<PullConversations>(core, inbound) else { return };
-    let limit = match pull.limit as usize {
-        0 => CONVERSATIONS_MAX,
-        limit => limit.min(CONVERSATIONS_MAX),
-    };
-    match core.store.conversations(&inbound.session.user_id, pull.since_version, limit).await {
-        Ok(mut page) => {
-            expiry::hide(page.conversations.iter_mut().filter_map(|c| c.last_message.as_mut()));
-            let mut reply = ConversationsReply {
-                conversations: page.conversations,
-                version: page.version,
-                complete: page.complete,
-                ..ConversationsReply::default()
-            };
-            trim_conversations(&mut reply, core.settings.reply_bytes_max);
-            inbound.reply_message(&reply);
-        }
+    match conversations_page(core, &inbound.session.user_id, pull).await {
+        Ok(reply) => inbound.reply_message(&reply),
         Err(error) => refuse(core, inbound, &error, |code, reason| {
             inbound.reply_message(&ConversationsReply {
                 code,
@@ -183,6 +172,34 @@ async fn pull_conversations(core: &Core, inbound: &Inbound) {
             });
         }),
     }
+}
+
+/// A page of this user's conversations, bounded in bytes.
+pub(crate) async fn conversations_page(
+    core: &Core,
+    user_id: &str,
+    pull: PullConversations,
+) -> Result<ConversationsReply, StoreError> {
+    let limit = match pull.limit as usize {
+        0 => CONVERSATIONS_MAX,
+        limit => limit.min(CONVERSATIONS_MAX),
+    };
+    let mut page = match pull.newest_first {
+        false => core.store.conversations(user_id, pull.since_version, limit).await?,
+        true => core.store.recent_conversations(user_id, pull.before_version, limit).await?,
+    };
+    expiry::hide(page.conversations.iter_mut().filter_map(|c| c.last_message.as_mut()));
+    let mut reply = ConversationsReply {
+        conversations: page.conversations,
+        version: page.version,
+        complete: page.complete,
+        ..ConversationsReply::default()
+    };
+    match pull.newest_first {
+        false => trim_conversations(&mut reply, core.settings.reply_bytes_max),
+        true => trim_recent(&mut reply, core.settings.reply_bytes_max),
+    }
+    Ok(reply)
 }
 
 /// How many items fit, at least one.
@@ -216,6 +233,24 @@ fn trim_conversations(reply: &mut ConversationsReply, bytes_max: usize) {
     reply.complete = false;
 }
 
+/// The same for recent contacts, where versions fall and the reply's version stays.
+fn trim_recent(reply: &mut ConversationsReply, bytes_max: usize) {
+    let rows = &reply.conversations;
+    let mut end = fitting(rows, bytes_max, Conversation::encoded_len);
+    if end == rows.len() {
+        return;
+    }
+    let next = rows[end].version;
+    let whole = rows[..end].iter().rposition(|row| row.version > next).map_or(0, |i| i + 1);
+    if whole > 0 {
+        end = whole;
+    } else {
+        end = rows.iter().position(|row| row.version < next).unwrap_or(rows.len());
+    }
+    reply.complete &= end == rows.len();
+    reply.conversations.truncate(end);
+}
+
 async fn group_by_id(core: &Core, inbound: &Inbound) {
     let Some(GroupById { group_id }) = decode(core, inbound) else { return };
     let refuse_with = |code: Code, reason: &str| {
@@ -226,8 +261,20 @@ async fn group_by_id(core: &Core, inbound: &Inbound) {
             group: None,
         });
     };
-    match core.store.group(&group_id).await {
-        Ok(Some(group)) if group.members.iter().any(|m| **m == *inbound.session.user_id) => {
+    let found = match core.store.group(&group_id).await {
+        Ok(Some(group)) => match core.store.group_role(&group_id, &inbound.session.user_id).await {
+            Ok(role) => Ok(Some((group, role))),
+            Err(error) => Err(error),
+        },
+        Ok(None) => Ok(None),
+        Err(error) => Err(error),
+    };
+    match found {
+        Ok(Some((mut group, Some(_)))) => {
+            // A page that fits; GROUP_MEMBERS has the others.
+            let shown =
+                fitting(&group.members, core.settings.reply_bytes_max / 2, |id| id.len() + 2);
+            group.members.truncate(shown);
             inbound.reply_message(&GroupReply { group: Some(group), ..GroupReply::default() });
         }
         Ok(Some(_)) => refuse_with(Code::NotPermitted, "Only members may look at a group."),
@@ -281,7 +328,7 @@ const NOT_A_MEMBER: &str = "Only members of the conversation may do this.";
 
 #[cfg(test)]
 mod tests {
-    use super::{fitting, trim_conversations};
+    use super::{fitting, trim_conversations, trim_recent};
     use millrace_protocol::chat::{Conversation, ConversationsReply};
     use prost::Message as _;
 
@@ -315,5 +362,15 @@ mod tests {
         assert_eq!(trimmed(&[1, 2, 2], 2), (1, 1, false));
         assert_eq!(trimmed(&[1, 1, 2], 1), (2, 1, false));
         assert_eq!(trimmed(&[1, 1, 1], 1), (3, 99, true));
+        let recent = |versions: &[u64], rows_max: usize| {
+            let mut reply = reply(versions);
+            trim_recent(&mut reply, rows_max * bytes);
+            (reply.conversations.len(), reply.version, reply.complete)
+        };
+        assert_eq!(recent(&[3, 2, 1], 3), (3, 99, true));
+        assert_eq!(recent(&[3, 2, 1], 2), (2, 99, false));
+        assert_eq!(recent(&[3, 2, 2], 2), (1, 99, false));
+        assert_eq!(recent(&[2, 2, 1], 1), (2, 99, false));
+        assert_eq!(recent(&[2, 2, 2], 1), (3, 99, true));
     }
 }

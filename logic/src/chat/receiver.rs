@@ -17,7 +17,7 @@ use millrace_protocol::{
 use tokio::sync::mpsc;
 
 use super::{
-    Chat, Core, Intake, gate, messages,
+    Chat, Core, Intake, gate, groups, messages,
     notices::{self, Ack},
     paces::RequestClass,
     processor::{Job, Origin},
@@ -109,13 +109,25 @@ impl Chat {
             }
             command::UPDATE_CONVERSATION => {
                 let Some(update) = decode::<UpdateConversation>(core, &inbound) else { return };
-                let write = Write::SetDoNotDisturb {
+                let UpdateConversation { conversation_id, do_not_disturb, pinned, hidden } = update;
+                // Proto3 clients of the message's first form send nothing for "off".
+                let absent = if pinned.is_some() || hidden.is_some() { None } else { Some(false) };
+                let write = Write::SetConversation {
                     user_id: inbound.session.user_id.to_string(),
-                    conversation_id: update.conversation_id,
-                    do_not_disturb: update.do_not_disturb,
+                    conversation_id,
+                    do_not_disturb: do_not_disturb.or(absent),
+                    pinned,
+                    hidden,
                 };
                 write_on(core, writes, inbound, write).await;
             }
+            act if groups::is_act(act) => match groups::from_frame(core, &inbound) {
+                Some(Ok(change)) => {
+                    write_on(core, writes, inbound, Write::ChangeGroup(Box::new(change))).await;
+                }
+                Some(Err(reason)) => refuse(core, &inbound, Code::BadRequest, &reason),
+                None => {}
+            },
             // What is left of the first is live, and goes to nobody's disk.
             command::SEND_MESSAGE
             | command::FORWARD
@@ -126,6 +138,9 @@ impl Chat {
             | command::QUERY_PRESENCE
             | command::SUBSCRIBE_PRESENCE
             | command::UNSUBSCRIBE_PRESENCE
+            | command::GROUP_MEMBERS
+            | command::GROUP_JOIN_REQUESTS
+            | command::PULL_RECEIPTS
             | command::TYPING => {
                 if let Err(inbound) = enqueue(&intake.reads, inbound).await {
                     core.refuse(&inbound, Code::Internal, Code::Internal.sentence());

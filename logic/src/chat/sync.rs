@@ -12,7 +12,10 @@ use bytes::Bytes;
 use millrace_logic_sdk::{Batch, Inbound, SessionAddress};
 use millrace_protocol::{
     Code,
-    chat::{DeleteReply, Deliver, Message, ReadReply, RevokeReply, SendReply, UpdateReply},
+    chat::{
+        DeleteReply, Deliver, GroupActReply, Message, ReadReply, RevokeReply, SendReply,
+        UpdateConversation, UpdateReply,
+    },
     command,
     frame::Flags,
 };
@@ -20,12 +23,12 @@ use prost::Message as _;
 use tokio::{sync::mpsc, time::timeout_at};
 
 use super::{
-    Core, forward,
+    Core, forward, groups,
     online::Receiver,
     processor::{Commit, Origin},
     receipts::Receipts,
 };
-use crate::storage::{Outcome, StoreError, extras::STATE_REVOKED};
+use crate::storage::{Outcome, StoreError, extras::STATE_REVOKED, groups::Told};
 
 /// Runs until the processor is gone and everything it committed is sent.
 pub(crate) async fn run(core: Arc<Core>, mut commits: mpsc::Receiver<Commit>) {
@@ -192,6 +195,34 @@ impl Dispatch<'_> {
                         }
                     }
                 }
+                (Outcome::GroupChanged(mut changed), origin) => {
+                    if let Some(told) = &changed.told {
+                        let receivers = &receivers[range.clone()];
+                        let message = &told.message;
+                        self.runs.make_way(self.core, &mut self.out, message, None, receivers);
+                        self.core.metrics.messages_stored.inc();
+                    }
+                    groups::notify(self.core, &mut self.out, &changed);
+                    // The acting session sees the notice too: its reply says only where it is.
+                    let message = match origin {
+                        Origin::Frame(inbound) => {
+                            self.out.reply_message(&inbound, &groups::reply_of(&changed));
+                            changed.told.take().map(|told| told.message)
+                        }
+                        Origin::Api(caller) => {
+                            let message = changed.told.as_ref().map(|told| told.message.clone());
+                            drop(caller.send(Ok(Outcome::GroupChanged(changed))));
+                            message
+                        }
+                    };
+                    if let Some(message) = message {
+                        self.runs.add(message, None, &receivers[range]);
+                    }
+                }
+                (Outcome::Updated { .. }, Origin::Frame(inbound)) => {
+                    reply_ok(&mut self.out, &inbound);
+                    tell_own_devices(self.core, &mut self.out, &inbound);
+                }
                 (Outcome::Refused { code, reason }, Origin::Frame(inbound)) => {
                     refuse(self.core, &mut self.out, &inbound, code, reason);
                 }
@@ -284,6 +315,13 @@ impl Dispatch<'_> {
                     }
                     newest = newest.max(*version);
                 }
+                Outcome::GroupChanged(changed) => {
+                    if let Some(Told { message, recipients }) = &changed.told {
+                        let version = changed.version;
+                        deliveries.targets(message, version, recipients, None, &mut receivers);
+                        newest = newest.max(version);
+                    }
+                }
                 _ => {}
             }
             targets.push(from..receivers.len());
@@ -304,6 +342,18 @@ pub(crate) fn send_reply(message: &Message, duplicate: bool) -> SendReply {
         sent_at_ms: message.sent_at_ms,
         duplicate,
         ..SendReply::default()
+    }
+}
+
+/// The user's other devices learn of a setting at once.
+fn tell_own_devices(core: &Core, out: &mut Batch<'_>, inbound: &Inbound) {
+    // It was understood when it came.
+    let Ok(update) = inbound.decode::<UpdateConversation>() else { return };
+    let mut receivers = Vec::new();
+    let own = Some(inbound.session.address);
+    core.online.deliveries().everybody([&inbound.session.user_id], own, &mut receivers);
+    if !receivers.is_empty() {
+        out.send_message(&receivers, command::UPDATE_CONVERSATION, &update);
     }
 }
 
@@ -349,6 +399,10 @@ pub(crate) fn refuse(
         }
         command::UPDATE_CONVERSATION if inbound.request_id != 0 => {
             out.reply_message(inbound, &UpdateReply { code: number, reason });
+        }
+        act if groups::is_act(act) && inbound.request_id != 0 => {
+            let reply = GroupActReply { code: number, reason, ..GroupActReply::default() };
+            out.reply_message(inbound, &reply);
         }
         _ => out.refuse(inbound, code, &reason, core.retry_after_ms_of(code)),
     }

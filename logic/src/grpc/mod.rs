@@ -33,6 +33,7 @@ use crate::api::{Api, AttachmentsApi, CallerGuard, FriendsApi, Guard, UsersApi};
 mod attachments;
 mod caller;
 mod friends;
+pub mod groups;
 mod history;
 pub mod push;
 pub mod reports;

@@ -51,12 +51,16 @@ async fn every_call_reaches_its_method() {
     let request = GetGroupRequest { group_id: group_id.clone() };
     let found = groups.get_group(with_token(request)).await.expect("found").into_inner();
     assert_eq!(found.group_id, GROUP);
-    let request = RemoveGroupRequest { group_id: group_id.clone() };
+    let request = RemoveGroupRequest { group_id: group_id.clone(), ..Default::default() };
     groups.remove_group(with_token(request)).await.expect("removed");
     let user_ids = vec!["a".to_owned()];
-    let request = AddMembersRequest { group_id: group_id.clone(), user_ids: user_ids.clone() };
+    let request = AddMembersRequest {
+        group_id: group_id.clone(),
+        user_ids: user_ids.clone(),
+        ..Default::default()
+    };
     assert_eq!(groups.add_members(with_token(request)).await.expect("added").get_ref().added, 1);
-    let request = RemoveMembersRequest { group_id, user_ids };
+    let request = RemoveMembersRequest { group_id, user_ids, ..Default::default() };
     let removed = groups.remove_members(with_token(request)).await.expect("removed");
     assert_eq!(removed.get_ref().removed, 1);
     let request = SendMessageRequest { sender_id: "a".to_owned(), ..SendMessageRequest::default() };

@@ -44,6 +44,7 @@ use crate::api::{Api, Guard};
 pub mod attachments;
 mod caller;
 pub mod friends;
+pub mod groups;
 mod history;
 pub mod push;
 pub mod reports;
@@ -119,7 +120,7 @@ async fn get_group(State(door): State<Arc<Door>>, Id(group_id): Id, call: Reques
 
 async fn remove_group(State(door): State<Arc<Door>>, Id(group_id): Id, call: Request) -> Response {
     door.call_without_body(call, |api| async move {
-        api.remove_group(RemoveGroupRequest { group_id }).await
+        api.remove_group(RemoveGroupRequest { group_id, ..Default::default() }).await
     })
     .await
 }

@@ -11,15 +11,18 @@ use uuid::Uuid;
 use super::{Outcome, Page, Store, StoreError, Target, Write, conversation_id, limits::*};
 
 mod edits;
+mod groups;
 mod membership;
 mod messages;
 mod model;
+mod model_groups;
 pub mod revocations;
 
 pub use edits::*;
+pub use groups::*;
 pub use membership::*;
 pub use messages::*;
-pub use model::random_writes_agree_with_the_model;
+pub use model::{USERS, random_write, random_writes_agree_with_the_model};
 
 /// Where stores of one kind come from: an empty one first, afterwards the same data again.
 pub trait Bed: Send + Sync {
@@ -55,6 +58,7 @@ macro_rules! conformance_tests {
             everything_is_there_after_reopening,
             revoked_content_is_gone_for_everybody_and_its_place_stays,
             who_may_revoke_and_until_when,
+            owners_and_administrators_revoke_what_those_below_them_said,
             deleted_messages_are_hidden_from_one_user_alone,
             deletions_have_a_bound_that_runs_do_not_reach,
             forwarded_messages_are_stored_together_and_once,
@@ -63,6 +67,13 @@ macro_rules! conformance_tests {
             expired_content_is_found_and_erased_once,
             changes_are_paged_by_version_without_losing_one,
             random_writes_agree_with_the_model,
+            acts_need_their_roles_and_are_told_to_the_members,
+            who_may_come_into_a_group_is_its_rule,
+            who_is_muted_is_refused_until_the_time_is_over,
+            who_goes_hears_why_and_nothing_more,
+            a_dissolved_group_is_gone_but_not_its_history,
+            pages_of_members_and_receipts_are_bounded_and_whole,
+            a_hidden_conversation_comes_back_with_the_next_message,
         }
     };
     ($bed:expr; $($property:ident,)+) => {
@@ -88,6 +99,9 @@ pub fn to_group(sender: &str, group: &str, id: &str) -> Write {
     message(sender, Target::Group(group.into()), id)
 }
 
+/// When all messages here were sent.
+pub const SENT_AT_MS: i64 = 1_700_000_000_000;
+
 fn message(sender: &str, target: Target, id: &str) -> Write {
     Write::Append {
         message_id: Uuid::now_v7(),
@@ -98,7 +112,7 @@ fn message(sender: &str, target: Target, id: &str) -> Write {
         body: format!("{sender} says {id}"),
         attachment: None,
         does_not_count: false,
-        sent_at_ms: 1_700_000_000_000,
+        sent_at_ms: SENT_AT_MS,
         extras: None,
     }
 }

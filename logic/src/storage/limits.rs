@@ -38,6 +38,24 @@ pub const GROUP_MEMBERS_MAX_DEFAULT: u32 = 500;
 /// Members a group may have at the very most.
 pub const GROUP_MEMBERS_MAX_CEILING: u32 = 100_000;
 
+/// Administrators of a group; one more is refused with `over_capacity`.
+pub const GROUP_ADMINISTRATORS_MAX: usize = 100;
+
+/// Requests to join that wait in one group; one more is refused with `over_capacity`.
+pub const GROUP_JOIN_REQUESTS_MAX: usize = 1_000;
+
+/// Longest announcement of a group, in bytes.
+pub const ANNOUNCEMENT_BYTES_MAX: usize = 16 * 1024;
+
+/// Longest text with a request to join, in bytes.
+pub const JOIN_MESSAGE_BYTES_MAX: usize = 1024;
+
+/// Members that [`Store::group`](super::Store::group) names; all of them come in pages.
+pub const GROUP_MEMBERS_SHOWN_MAX: usize = 500;
+
+/// Users that the notice of one act on a group names; it counts all of them.
+pub const GROUP_EVENT_USERS_MAX: usize = 100;
+
 const _: () = assert!(GROUP_MEMBERS_MAX_DEFAULT <= GROUP_MEMBERS_MAX_CEILING);
 // Row keys carry these lengths in one byte.
 const _: () = assert!(USER_ID_BYTES_MAX <= 255 && GROUP_ID_BYTES_MAX <= 255);

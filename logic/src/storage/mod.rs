@@ -6,6 +6,7 @@
 //! - [`accounts`]: users, their passwords and logins
 //! - [`attachments`]: what files there are
 //! - [`relations`]: friends, requests, blocks
+//! - [`groups`]: what is done to groups, and by whom
 //! - [`embedded`]: the store that needs no server
 //! - [`Revocations`]: which tokens are good no more
 //!
@@ -50,10 +51,12 @@ pub(crate) mod conformance;
 pub mod conversation_id;
 pub mod embedded;
 pub mod extras;
+pub mod groups;
 pub mod limits;
 pub mod relations;
 mod revocations;
 
+use groups::{GroupChange, GroupChanged};
 pub use revocations::{KeptSession, Revocation, Revocations};
 
 pub use extras::Extras;
@@ -63,7 +66,7 @@ pub type Members = Arc<[Arc<str>]>;
 
 /// A durable store of the chat domain. See the module for the rules it keeps.
 #[async_trait]
-pub trait Store: Send + Sync + 'static {
+pub trait Store: groups::GroupStore + Send + Sync + 'static {
     /// Applies the writes in order as one durable commit and returns one outcome per write, in
     /// order. A write that is refused ([`Outcome::Refused`]) changes nothing and does not hinder
     /// the others. Commits that are begun one after the other are applied in this order, also when
@@ -122,6 +125,19 @@ pub trait Store: Send + Sync + 'static {
     /// The store's own failures.
     async fn expired(&self, now_ms: i64, limit: usize) -> Result<Vec<(String, u64)>, StoreError>;
 
+    /// The newest of the user's conversation rows below `before_version` (0: of all), newest change
+    /// first, at most `limit`: the recent contacts. The page's `version` is what to pass to
+    /// [`Store::conversations`] later, so that nothing is missed that changes from now on.
+    ///
+    /// # Errors
+    /// The store's own failures; an unknown user has no rows.
+    async fn recent_conversations(
+        &self,
+        user_id: &str,
+        before_version: u64,
+        limit: usize,
+    ) -> Result<ConversationPage, StoreError>;
+
     /// The user's conversation rows that changed after `since_version`, oldest change first, at
     /// most `limit`.
     ///
@@ -173,7 +189,8 @@ pub trait Store: Send + Sync + 'static {
     /// The version of the newest durable commit; 0 in an empty store.
     fn version(&self) -> u64;
 
-    /// A group with its current members; `None` when there is none or it was removed.
+    /// A group with the first [`limits::GROUP_MEMBERS_SHOWN_MAX`] of its current members; `None`
+    /// when there is none or it was removed.
     ///
     /// # Errors
     /// The store's own failures.
@@ -355,6 +372,21 @@ pub enum Write {
         /// The new setting.
         do_not_disturb: bool,
     },
+    /// A member's settings; what is `None` stays, and nothing changes but the row.
+    SetConversation {
+        /// Whose row.
+        user_id: String,
+        /// Which conversation.
+        conversation_id: String,
+        /// The new setting.
+        do_not_disturb: Option<bool>,
+        /// The new setting.
+        pinned: Option<bool>,
+        /// The new setting; the next message ends it.
+        hidden: Option<bool>,
+    },
+    /// An act of somebody on a group, told to its members.
+    ChangeGroup(Box<GroupChange>),
 }
 
 /// What became of a [`Write`].
@@ -464,15 +496,17 @@ pub enum Outcome {
         /// The version of this write, or of the commit before when nothing changed.
         version: u64,
     },
-    /// Of [`Write::SetDoNotDisturb`].
+    /// Of [`Write::SetDoNotDisturb`] and [`Write::SetConversation`].
     Updated {
         /// The version of this write, or of the commit before when nothing changed.
         version: u64,
     },
+    /// Of [`Write::ChangeGroup`].
+    GroupChanged(Box<GroupChanged>),
     /// The write does not fit the state, or breaks a limit; nothing of it was applied.
     Refused {
-        /// `not_found`, `not_permitted`, `bad_request`, `already_exists`, `over_capacity`,
-        /// `too_large`, `too_late` or `role_too_low`.
+        /// `not_found`, `not_permitted`, `role_too_low`, `muted`, `bad_request`, `already_exists`,
+        /// `over_capacity`, `too_large` or `too_late`.
         code: Code,
         /// A sentence for a person.
         reason: String,

@@ -147,7 +147,11 @@ async fn conversations_are_pulled_by_what_changed_since() {
     assert!(all.complete);
     assert!(gateway.conversations(1, all.version).await.conversations.is_empty());
 
-    let update = UpdateConversation { conversation_id: with_bob.clone(), do_not_disturb: true };
+    let update = UpdateConversation {
+        conversation_id: with_bob.clone(),
+        do_not_disturb: Some(true),
+        ..UpdateConversation::default()
+    };
     let reply = gateway.request(1, command::UPDATE_CONVERSATION, request_id(), &update).await;
     assert_eq!(reply.decode::<UpdateReply>().code, 0);
     let changed = gateway.conversations(1, all.version).await;
@@ -156,7 +160,7 @@ async fn conversations_are_pulled_by_what_changed_since() {
     assert!(changed.conversations[0].do_not_disturb);
 
     // Page by page, everything comes once.
-    let pull = PullConversations { since_version: 0, limit: 1 };
+    let pull = PullConversations { limit: 1, ..PullConversations::default() };
     let frame = gateway.request(1, command::PULL_CONVERSATIONS, request_id(), &pull).await;
     let page: millrace_protocol::chat::ConversationsReply = frame.decode();
     assert_eq!((page.conversations.len(), page.complete), (1, false));

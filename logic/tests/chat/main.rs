@@ -8,6 +8,8 @@ mod cursors;
 mod edits;
 mod forward;
 mod group;
+mod group_acts;
+mod large_group;
 mod logout;
 mod order;
 mod presence;

@@ -19,6 +19,7 @@ use millrace_logic::{
     storage::{
         Changes, ConversationPage, Members, Outcome, Page, Store, StoreError, Write,
         embedded::{EmbeddedRevocations, EmbeddedStore, Options},
+        groups::{GroupStore, JoinRequestPage, MemberPage, ReceiptFilter, ReceiptPage, Role},
     },
 };
 use millrace_logic_sdk::{Server, ServerSettings, testing::FakeGateway};
@@ -94,6 +95,15 @@ impl Store for Handled {
         self.inner.conversations(user_id, since_version, limit).await
     }
 
+    async fn recent_conversations(
+        &self,
+        user_id: &str,
+        before_version: u64,
+        limit: usize,
+    ) -> Result<ConversationPage, StoreError> {
+        self.inner.recent_conversations(user_id, before_version, limit).await
+    }
+
     async fn undelivered(
         &self,
         user_id: &str,
@@ -118,6 +128,52 @@ impl Store for Handled {
 
     async fn close(&self) -> Result<(), StoreError> {
         self.inner.close().await
+    }
+}
+
+#[async_trait]
+impl GroupStore for Handled {
+    async fn group_members(
+        &self,
+        group_id: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Option<MemberPage>, StoreError> {
+        self.inner.group_members(group_id, after, limit).await
+    }
+
+    async fn join_requests(
+        &self,
+        group_id: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Option<JoinRequestPage>, StoreError> {
+        self.inner.join_requests(group_id, after, limit).await
+    }
+
+    async fn receipts(
+        &self,
+        conversation_id: &str,
+        sequence: u64,
+        filter: ReceiptFilter,
+        after: &str,
+        limit: usize,
+        look_max: usize,
+    ) -> Result<ReceiptPage, StoreError> {
+        self.inner.receipts(conversation_id, sequence, filter, after, limit, look_max).await
+    }
+
+    async fn group_role(&self, group_id: &str, user_id: &str) -> Result<Option<Role>, StoreError> {
+        self.inner.group_role(group_id, user_id).await
+    }
+
+    async fn may_speak(
+        &self,
+        group_id: &str,
+        user_id: &str,
+        at_ms: i64,
+    ) -> Result<bool, StoreError> {
+        self.inner.may_speak(group_id, user_id, at_ms).await
     }
 }
 

@@ -273,7 +273,7 @@ impl Clients for FakeGateway {
     }
 
     async fn conversations(&mut self, session_id: u64, since_version: u64) -> ConversationsReply {
-        let pull = PullConversations { since_version, limit: 0 };
+        let pull = PullConversations { since_version, ..PullConversations::default() };
         let frame =
             self.request(session_id, command::PULL_CONVERSATIONS, request_id(), &pull).await;
         frame.decode()

@@ -5,9 +5,8 @@ use super::*;
 use crate::storage::{
     Actor, Copied, Extras,
     extras::{STATE_DELETED, STATE_EXPIRED, STATE_REVOKED},
+    groups::*,
 };
-
-const SENT_AT_MS: i64 = 1_700_000_000_000;
 
 /// A sender's own revocation, so long after sending, at a limit of 100 ms.
 fn revoke(user: &str, conversation: &str, sequence: u64, age_ms: i64) -> Write {
@@ -195,6 +194,48 @@ pub async fn who_may_revoke_and_until_when<B: Bed>(bed: &B) {
         panic!("a service may")
     };
     assert_eq!(message.revoked_by, "");
+    store.close().await.unwrap();
+}
+
+pub async fn owners_and_administrators_revoke_what_those_below_them_said<B: Bed>(bed: &B) {
+    let store = bed.open().await;
+    let act = |act| {
+        Write::ChangeGroup(Box::new(GroupChange {
+            group_id: "g".into(),
+            actor: Some("ann".into()),
+            at_ms: SENT_AT_MS,
+            notice_id: Uuid::now_v7(),
+            act,
+        }))
+    };
+    let create = GroupAct::Create {
+        name: "the name".into(),
+        avatar: String::new(),
+        members: owned(&["bob", "carol", "dan"]),
+        members_max: 0,
+        join_rule: JOIN_BY_INVITE,
+        invite_rule: INVITE_BY_MEMBERS,
+    };
+    one(&store, act(create)).await;
+    for user_id in ["bob", "carol"] {
+        let (user_id, role) = (user_id.into(), Role::Administrator);
+        one(&store, act(GroupAct::SetRole { user_id, role })).await;
+    }
+    let mut said = std::collections::BTreeMap::new();
+    for user in ["ann", "bob", "carol", "dan"] {
+        said.insert(user, stored(&store, to_group(user, "g", "1")).await.sequence);
+    }
+    for (user, of) in [("bob", "ann"), ("bob", "carol"), ("dan", "bob"), ("dan", "ann")] {
+        assert_eq!(refused(&store, revoke(user, "g:g", said[of], 0)).await, Code::RoleTooLow);
+    }
+    assert_eq!(refused(&store, revoke("dan", "g:g", said["dan"], 101)).await, Code::TooLate);
+    for (user, of) in [("bob", "dan"), ("bob", "bob"), ("ann", "carol"), ("ann", "ann")] {
+        let outcome = one(&store, revoke(user, "g:g", said[of], 1 << 40)).await;
+        let Outcome::Erased { message, changed: true, .. } = outcome else {
+            panic!("{user} may revoke what {of} said: {outcome:?}")
+        };
+        assert_eq!((message.state, &message.revoked_by[..]), (STATE_REVOKED, user));
+    }
     store.close().await.unwrap();
 }
 

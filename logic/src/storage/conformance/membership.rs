@@ -283,6 +283,8 @@ pub async fn groups_are_created_read_changed_and_removed<B: Bed>(bed: &B) {
         members: owned(&["ann", "bob"]),
         members_max: GROUP_MEMBERS_MAX_DEFAULT,
         created_at_ms: 5,
+        member_count: 2,
+        ..chat::Group::default()
     };
     assert_eq!(store.group("g").await.unwrap(), Some(expected.clone()));
     let created = row(&store, "ann", "g:g").await;

@@ -13,41 +13,75 @@ use crate::storage::{
 
 /// A conversation in the model.
 #[derive(Default)]
-struct Conversation {
-    messages: Vec<(chat::Message, u64)>,
+pub struct Conversation {
+    pub messages: Vec<(chat::Message, u64)>,
     /// Version and sequence of what was erased.
     edits: Vec<(u64, u64)>,
     mentioned_everyone: u64,
-    members: BTreeSet<String>,
-    rows: BTreeMap<String, Row>,
-    group: Option<u32>,
+    pub members: BTreeSet<String>,
+    pub rows: BTreeMap<String, Row>,
+    /// What the last group had that used the id.
+    pub name: String,
+    pub avatar: String,
+    pub group: Option<Group>,
+}
+
+/// A group that was not removed.
+#[derive(Clone, Default)]
+pub struct Group {
+    pub members_max: u32,
+    pub owner: String,
+    pub administrators: BTreeSet<String>,
+    pub join_rule: u32,
+    pub announcement: String,
+    pub muted: bool,
+    pub waiting: BTreeSet<String>,
+}
+
+impl Group {
+    /// 0 member, 1 administrator, 2 owner.
+    fn power(&self, user: &str) -> u8 {
+        if self.owner == user { 2 } else { u8::from(self.administrators.contains(user)) }
+    }
+
+    /// The owner and the administrators are members, or none.
+    fn forget(&mut self, user: &str) {
+        self.administrators.remove(user);
+        if self.owner == user {
+            self.owner.clear();
+        }
+    }
 }
 
 /// A user's row in the model.
-#[derive(Clone, Default)]
-struct Row {
+#[derive(Clone, Default, PartialEq)]
+pub struct Row {
     init: u64,
     delivered: u64,
     read: u64,
     quit: Option<u64>,
+    quit_reason: u32,
     do_not_disturb: bool,
     deleted: BTreeSet<u64>,
     mentioned: u64,
+    pinned: bool,
+    hidden: Option<u64>,
+    pub muted_until: i64,
     /// The version of the last change other than a message.
     version: u64,
 }
 
 #[derive(Default)]
-struct Model {
-    version: u64,
-    conversations: BTreeMap<String, Conversation>,
+pub struct Model {
+    pub version: u64,
+    pub conversations: BTreeMap<String, Conversation>,
 }
 
 impl Model {
     /// Applies a write and says what a store must answer, in the words of [`told`].
     fn apply(&mut self, write: &Write) -> String {
         match write {
-            Write::Append { sender_id, client_message_id, target, extras, .. } => {
+            Write::Append { sender_id, client_message_id, target, extras, sent_at_ms, .. } => {
                 if let Some(again) = self.again(sender_id, client_message_id, 1) {
                     return again;
                 }
@@ -71,7 +105,7 @@ impl Model {
                         _ => return format!("refused {}", Code::NotFound),
                     }
                 }
-                let id = match self.open(sender_id, target) {
+                let id = match self.open(sender_id, target, *sent_at_ms) {
                     Ok(id) => id,
                     Err(code) => return format!("refused {code}"),
                 };
@@ -102,7 +136,7 @@ impl Model {
                 if let Some(again) = self.again(sender_id, client_message_id, usize::MAX) {
                     return again.replace("appended", "forwarded");
                 }
-                let id = match self.open(sender_id, target) {
+                let id = match self.open(sender_id, target, *sent_at_ms) {
                     Ok(id) => id,
                     Err(code) => return format!("refused {code}"),
                 };
@@ -144,14 +178,18 @@ impl Model {
                     let Some((message, _)) = found else {
                         return format!("refused {}", Code::NotFound);
                     };
-                    if message.sender_id != *user {
+                    let any = conversation.group.as_ref().is_some_and(|group| {
+                        let (power, of) = (group.power(user), group.power(&message.sender_id));
+                        power > 0 && (message.sender_id == *user || power > of)
+                    });
+                    if message.sender_id != *user && !any {
                         let single = conversation_id.starts_with('s');
                         let code = if single { Code::NotPermitted } else { Code::RoleTooLow };
                         return format!("refused {code}");
                     }
                     let late = at_ms - message.sent_at_ms > *limit_ms as i64;
                     let stored = &conversation.messages[*sequence as usize - 1].0;
-                    if stored.state == STATE_NORMAL && (late || *limit_ms == 0) {
+                    if !any && stored.state == STATE_NORMAL && (late || *limit_ms == 0) {
                         return format!("refused {}", Code::TooLate);
                     }
                     revoked_by = user;
@@ -211,19 +249,34 @@ impl Model {
                 format!("cursors {stands:?} changed {changed} at {}", self.version)
             }
             Write::SetDoNotDisturb { user_id, conversation_id, do_not_disturb } => {
+                self.apply(&Write::SetConversation {
+                    user_id: user_id.clone(),
+                    conversation_id: conversation_id.clone(),
+                    do_not_disturb: Some(*do_not_disturb),
+                    pinned: None,
+                    hidden: None,
+                })
+            }
+            Write::SetConversation { user_id, conversation_id, do_not_disturb, pinned, hidden } => {
                 let next = self.version + 1;
-                let mut row = match self.membership(user_id, conversation_id) {
-                    Ok((_, row)) => row,
+                let (conversation, row) = match self.membership(user_id, conversation_id) {
+                    Ok(found) => found,
                     Err(code) => return format!("refused {code}"),
                 };
-                let changed = row.do_not_disturb != *do_not_disturb;
+                let top = row.quit.unwrap_or(conversation.messages.len() as u64);
+                let mut set = row.clone();
+                set.do_not_disturb = do_not_disturb.unwrap_or(row.do_not_disturb);
+                set.pinned = pinned.unwrap_or(row.pinned);
+                set.hidden = hidden.map_or(row.hidden, |hidden| hidden.then_some(top));
+                let changed = set != row;
                 if changed {
-                    (row.do_not_disturb, row.version) = (*do_not_disturb, next);
+                    set.version = next;
                 }
-                self.set(user_id, conversation_id, row, changed);
+                self.set(user_id, conversation_id, set, changed);
                 format!("updated at {}", self.version)
             }
-            Write::CreateGroup { group_id, members, members_max, .. } => {
+            Write::ChangeGroup(change) => self.act(change),
+            Write::CreateGroup { group_id, members, members_max, name, avatar, .. } => {
                 let id = conversation_id::group(group_id);
                 let members: BTreeSet<String> = members.iter().cloned().collect();
                 if members.len() > *members_max as usize {
@@ -234,7 +287,8 @@ impl Model {
                     return format!("refused {}", Code::AlreadyExists);
                 }
                 self.version += 1;
-                conversation.group = Some(*members_max);
+                (conversation.name, conversation.avatar) = (name.clone(), avatar.clone());
+                conversation.group = Some(Group { members_max: *members_max, ..Group::default() });
                 for user in &members {
                     conversation.join(user, self.version);
                 }
@@ -251,7 +305,7 @@ impl Model {
                 let conversation =
                     self.conversations.get_mut(&conversation_id::group(group_id)).unwrap();
                 for user in &members {
-                    conversation.leave(user, version);
+                    conversation.leave(user, version, 3);
                 }
                 format!("removed with {} at {version}", members.len())
             }
@@ -263,11 +317,15 @@ impl Model {
                 let new: BTreeSet<&String> =
                     user_ids.iter().filter(|id| !conversation.members.contains(*id)).collect();
                 let count = conversation.members.len() + new.len();
-                if !new.is_empty() && count > conversation.group.unwrap() as usize {
+                if !new.is_empty() && count > conversation.members_max() {
                     return format!("refused {}", Code::OverCapacity);
                 }
+                let new: BTreeSet<String> = new.into_iter().cloned().collect();
                 for user in &new {
+                    let muted = conversation.rows.get(user).map_or(0, |row| row.muted_until);
                     conversation.join(user, next);
+                    conversation.rows.get_mut(user).unwrap().muted_until = muted;
+                    conversation.group.as_mut().unwrap().waiting.remove(user);
                 }
                 self.version += u64::from(!new.is_empty());
                 format!("added {} of {count} at {}", new.len(), self.version)
@@ -277,10 +335,13 @@ impl Model {
                 let Some(conversation) = self.group_of(group_id) else {
                     return format!("refused {}", Code::NotFound);
                 };
-                let gone: BTreeSet<&String> =
-                    user_ids.iter().filter(|id| conversation.members.contains(*id)).collect();
+                let gone: BTreeSet<String> = user_ids
+                    .iter()
+                    .filter(|id| conversation.members.contains(*id))
+                    .cloned()
+                    .collect();
                 for user in &gone {
-                    conversation.leave(user, next);
+                    conversation.leave(user, next, 2);
                 }
                 let left = conversation.members.len();
                 self.version += u64::from(!gone.is_empty());
@@ -311,8 +372,9 @@ impl Model {
         None
     }
 
-    /// The conversation that this sender may send to, which a single chat's first message begins.
-    fn open(&mut self, sender_id: &str, target: &Target) -> Result<String, Code> {
+    /// The conversation that this sender may send to at this moment, which a single chat's first
+    /// message begins.
+    fn open(&mut self, sender_id: &str, target: &Target, at_ms: i64) -> Result<String, Code> {
         let id = match target {
             Target::User(user) => {
                 let id = conversation_id::single(sender_id, user);
@@ -328,8 +390,16 @@ impl Model {
             Target::Group(group) => conversation_id::group(group),
         };
         let Some(conversation) = self.living(&id, target) else { return Err(Code::NotFound) };
-        let is_member = conversation.members.contains(sender_id);
-        if is_member { Ok(id) } else { Err(Code::NotPermitted) }
+        if !conversation.members.contains(sender_id) {
+            return Err(Code::NotPermitted);
+        }
+        if let Some(group) = &conversation.group {
+            let muted = conversation.rows[sender_id].muted_until > at_ms;
+            if muted || group.muted && group.power(sender_id) == 0 {
+                return Err(Code::Muted);
+            }
+        }
+        Ok(id)
     }
 
     fn erase(&mut self, id: &str, sequence: u64, state: u32, revoked_by: &str) -> String {
@@ -397,7 +467,7 @@ impl Model {
                 message.sequence == mentioned && mentioned > floor && message.state == STATE_NORMAL
             });
             let name = match (conversation.members.len(), id.strip_prefix("g:")) {
-                (_, Some(group)) => format!("name of {group}"),
+                (_, Some(_)) => conversation.name.clone(),
                 (1, None) => user.to_owned(),
                 _ => conversation.members.iter().find(|id| *id != user).unwrap().clone(),
             };
@@ -407,7 +477,7 @@ impl Model {
                 name,
                 avatar: match id.starts_with('s') {
                     true => String::new(),
-                    false => "https://example.org/a.png".into(),
+                    false => conversation.avatar.clone(),
                 },
                 last_message: visible.last().map(|(message, _)| message.clone()),
                 unread: unread.count() as u64,
@@ -417,7 +487,10 @@ impl Model {
                 do_not_disturb: row.do_not_disturb,
                 quit: row.quit.is_some(),
                 version,
+                quit_reason: row.quit_reason,
                 mentioned_sequence: if mentions { mentioned } else { 0 },
+                pinned: row.pinned,
+                hidden: row.hidden.is_some_and(|hidden| hidden >= max_sequence),
             });
         }
         rows.retain(|row| row.version > since);
@@ -458,18 +531,25 @@ impl Conversation {
         messages
     }
 
-    fn join(&mut self, user: &str, version: u64) {
+    fn members_max(&self) -> usize {
+        self.group.as_ref().map_or(0, |group| group.members_max as usize)
+    }
+
+    pub fn join(&mut self, user: &str, version: u64) {
         self.members.insert(user.to_owned());
         let now = self.messages.len() as u64;
         let row = Row { init: now, delivered: now, read: now, version, ..Row::default() };
         self.rows.insert(user.to_owned(), row);
     }
 
-    fn leave(&mut self, user: &str, version: u64) {
+    pub fn leave(&mut self, user: &str, version: u64, reason: u32) {
         self.members.remove(user);
+        if let Some(group) = &mut self.group {
+            group.forget(user);
+        }
         let now = self.messages.len() as u64;
         let row = self.rows.get_mut(user).unwrap();
-        (row.quit, row.version) = (Some(now), version);
+        (row.quit, row.version, row.quit_reason) = (Some(now), version, reason);
     }
 }
 
@@ -511,7 +591,7 @@ fn as_stored(write: &Write, id: &str, conversation_type: u32, sequence: u64) -> 
 }
 
 /// An outcome in the model's words.
-fn told(outcome: &Outcome) -> String {
+pub fn told(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Appended { message, duplicate, version, recipients } => format!(
             "appended {} {} {} {version} to {}",
@@ -556,15 +636,22 @@ fn told(outcome: &Outcome) -> String {
         Outcome::MembersRemoved { removed, members, version, .. } => {
             format!("removed {removed} leaving {} at {version}", members.len())
         }
+        Outcome::GroupChanged(changed) => model_groups::told_of_act(changed),
         Outcome::Updated { version } => format!("updated at {version}"),
         Outcome::Refused { code, .. } => format!("refused {code}"),
     }
 }
 
-const USERS: [&str; 6] = ["ann", "bob", "carol", "dan", "eve", "f"];
+pub const USERS: [&str; 6] = ["ann", "bob", "carol", "dan", "eve", "f"];
 const GROUPS: [&str; 3] = ["g", "h", "large"];
 
-fn random_write(random: &mut Rng, ids: &mut u32) -> Write {
+pub fn random_write(random: &mut Rng, ids: &mut u32) -> Write {
+    // Groups are changed by their people as often as by services.
+    if random.u8(..8) == 0 {
+        let group = GROUPS[random.usize(..GROUPS.len())].to_owned();
+        let at_ms = SENT_AT_MS + random.i64(-50..50);
+        return model_groups::random_act(random, group, &USERS, at_ms);
+    }
     let user = |random: &mut Rng| USERS[random.usize(..USERS.len())].to_owned();
     let users = |random: &mut Rng| (0..random.usize(1..4)).map(|_| user(random)).collect();
     let group = |random: &mut Rng| GROUPS[random.usize(..GROUPS.len())].to_owned();
@@ -647,11 +734,17 @@ fn random_write(random: &mut Rng, ids: &mut u32) -> Write {
             let (delivered, read) = if random.bool() { (of, 0) } else { (0, of) };
             Write::MoveCursor { user_id: user(random), conversation_id, delivered, read }
         }
-        82..86 => Write::SetDoNotDisturb {
+        82 => Write::SetDoNotDisturb {
             user_id: user(random),
             conversation_id,
             do_not_disturb: random.bool(),
         },
+        83..86 => {
+            let mut maybe = || random.bool().then(|| random.bool());
+            let (do_not_disturb, pinned, hidden) = (maybe(), maybe(), maybe());
+            let user_id = user(random);
+            Write::SetConversation { user_id, conversation_id, do_not_disturb, pinned, hidden }
+        }
         86..90 => {
             let members: Vec<String> = users(random);
             let members: Vec<&str> = members.iter().map(|id| &id[..]).collect();
@@ -698,6 +791,13 @@ async fn agree<S: Store>(store: &S, model: &Model, since: u64, random: &mut Rng)
     for user in USERS {
         let rows = store.conversations(user, since, 1_000).await.unwrap();
         assert_eq!(rows.conversations, model.conversations(user, since), "{user} since {since}");
+        let recent = store.recent_conversations(user, 0, 1_000).await.unwrap();
+        let mut newest_first = model.conversations(user, 0);
+        newest_first.sort_by(|one, other| {
+            let by_id = || one.conversation_id.cmp(&other.conversation_id);
+            other.version.cmp(&one.version).then_with(by_id)
+        });
+        assert_eq!(recent.conversations, newest_first, "the contacts of {user}");
         let per = random.usize(1..30);
         let mut undelivered: BTreeMap<String, Vec<u64>> = BTreeMap::new();
         for message in store.undelivered(user, since, per, 1_000).await.unwrap() {
@@ -758,5 +858,38 @@ async fn agree<S: Store>(store: &S, model: &Model, since: u64, random: &mut Rng)
         assert_eq!(members.is_some(), lives, "{id}");
         let members = members.unwrap_or_else(|| [].into());
         assert!(members.iter().map(|id| &**id).eq(conversation.members.iter()), "{id}");
+        if let Some(group_id) = id.strip_prefix("g:") {
+            agree_on_group(store, group_id, conversation).await;
+        }
     }
+}
+
+/// A group, its members with their roles, and who waits, are those of the model.
+async fn agree_on_group<S: Store>(store: &S, group_id: &str, conversation: &Conversation) {
+    let found = store.group(group_id).await.unwrap();
+    let page = store.group_members(group_id, "", 100).await.unwrap();
+    let waiting = store.join_requests(group_id, "", 100).await.unwrap();
+    let Some(group) = &conversation.group else {
+        assert!(found.is_none() && page.is_none() && waiting.is_none(), "{group_id}");
+        return;
+    };
+    let found = found.expect("a living group is found");
+    let told = (&found.name, &found.avatar, &found.owner_id, &found.announcement, found.muted);
+    let expected =
+        (&conversation.name, &conversation.avatar, &group.owner, &group.announcement, group.muted);
+    assert_eq!(told, expected, "{group_id}");
+    assert!(found.administrators.iter().eq(&group.administrators), "{group_id}");
+    assert_eq!((found.join_rule, found.members_max), (group.join_rule, group.members_max));
+    assert_eq!(found.member_count as usize, conversation.members.len());
+    let members = conversation.members.iter().map(|user| chat::GroupMember {
+        user_id: user.clone(),
+        role: match () {
+            () if group.owner == *user => 2,
+            () => u32::from(group.administrators.contains(user)),
+        },
+        muted_until_ms: conversation.rows[user].muted_until,
+    });
+    assert!(page.expect("a living group has pages").members.into_iter().eq(members), "{group_id}");
+    let waiting = waiting.expect("a living group has requests").requests;
+    assert!(waiting.iter().map(|request| &request.user_id).eq(&group.waiting), "{group_id}");
 }

@@ -48,6 +48,17 @@ impl Changes {
         self.tables[table as usize].insert(key, None);
     }
 
+    /// What becomes of the rows whose keys begin with a prefix.
+    pub fn prefix<'a>(
+        &'a self,
+        table: Table,
+        prefix: &'a [u8],
+    ) -> impl Iterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)> {
+        self.tables[table as usize]
+            .range(prefix.to_vec()..)
+            .take_while(move |(key, _)| key.starts_with(prefix))
+    }
+
     /// Nothing is to be done.
     pub fn is_empty(&self) -> bool {
         self.tables.iter().all(BTreeMap::is_empty)

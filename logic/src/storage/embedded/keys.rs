@@ -9,6 +9,7 @@
 //! | users | user, conversation, 1 | [`PointerRow`](super::rows::PointerRow): the newest message |
 //! | groups | 0, group | [`GroupRow`](super::rows::GroupRow) |
 //! | groups | 1, group, user | nothing: the user is a member now |
+//! | groups | 2, group, user | [`JoinRequestRow`](super::rows::JoinRequestRow) |
 //! | edits | 0, conversation, sequence | [`EditRow`](super::rows::EditRow): its content was erased |
 //! | edits | 1, conversation, version (big-endian) | [`SequenceRow`](super::rows::SequenceRow): what that commit erased |
 //! | edits | 2, user, conversation | [`DeletedRow`](super::rows::DeletedRow) |
@@ -179,6 +180,39 @@ pub fn group_member(group_id: &str, user_id: &str) -> Vec<u8> {
     let mut key = group_members_prefix(group_id);
     key.extend_from_slice(user_id.as_bytes());
     key
+}
+
+/// The keys of a group's members behind one of them in byte order; behind none: all.
+pub fn group_members_after(group_id: &str, user_id: &str) -> RangeInclusive<Vec<u8>> {
+    users_after(group_members_prefix(group_id), user_id)
+}
+
+/// What the keys of a group's requests to join begin with.
+pub fn join_requests_prefix(group_id: &str) -> Vec<u8> {
+    let mut key = hashed(&[group_id], group_id.len() + 2);
+    key.push(2);
+    with_id(&mut key, group_id);
+    key
+}
+
+/// The key of somebody's request to join.
+pub fn join_request(group_id: &str, user_id: &str) -> Vec<u8> {
+    let mut key = join_requests_prefix(group_id);
+    key.extend_from_slice(user_id.as_bytes());
+    key
+}
+
+/// The keys of a group's requests behind somebody's in byte order; behind nobody's: all.
+pub fn join_requests_after(group_id: &str, user_id: &str) -> RangeInclusive<Vec<u8>> {
+    users_after(join_requests_prefix(group_id), user_id)
+}
+
+/// The range behind one user among keys that end with user ids.
+fn users_after(prefix: Vec<u8>, user_id: &str) -> RangeInclusive<Vec<u8>> {
+    // The next key after `id` is `id` and a zero byte; no id is empty, and none has the byte 0xff.
+    let behind = if user_id.is_empty() { &[][..] } else { &[0][..] };
+    let first = [&prefix[..], user_id.as_bytes(), behind].concat();
+    first..=[&prefix[..], &[0xff]].concat()
 }
 
 fn edit(kind: u8, conversation_id: &str, number: u64) -> Vec<u8> {

@@ -5,7 +5,7 @@
 //! - `keys`, `rows`, `edit_rows`, `encoding`: what lies in the tables, byte by byte
 //! - `transaction`: what a write does
 //! - `writer`: the thread that commits
-//! - `reader`: the questions
+//! - `reader`, `group_reader`: the questions
 //! - `side`: tables of matters that need not be atomic with messages, in the same database
 //! - `side_group`: the same for what comes often: several tables, a writer that commits in groups
 //!
@@ -54,13 +54,17 @@ use self::{
     side::Sides,
     writer::{Commit, MembersCache, Shared},
 };
-use super::{Changes, ConversationPage, Members, Outcome, Page, Store, StoreError, Write};
+use super::{
+    Changes, ConversationPage, Members, Outcome, Page, Store, StoreError, Write, conversation_id,
+    groups::{GroupStore, JoinRequestPage, MemberPage, ReceiptFilter, ReceiptPage, Role},
+};
 
 mod accounts;
 mod attachments;
 mod database;
 mod edit_rows;
 pub(crate) mod encoding;
+mod group_reader;
 mod keys;
 mod reader;
 mod relations;
@@ -306,9 +310,25 @@ impl Store for EmbeddedStore {
         self.shared.version.load(Ordering::Acquire)
     }
 
+    async fn recent_conversations(
+        &self,
+        user_id: &str,
+        before_version: u64,
+        limit: usize,
+    ) -> Result<ConversationPage, StoreError> {
+        let user_id = user_id.to_owned();
+        self.read(move |tables, shared| {
+            reader::recent_conversations(tables, shared, &user_id, before_version, limit)
+        })
+        .await
+    }
+
     async fn group(&self, group_id: &str) -> Result<Option<chat::Group>, StoreError> {
+        let Some(members) = self.members(&conversation_id::group(group_id)).await? else {
+            return Ok(None);
+        };
         let group_id = group_id.to_owned();
-        self.read(move |tables, _| reader::group(tables, &group_id)).await
+        self.read(move |tables, _| group_reader::group(tables, &group_id, &members)).await
     }
 
     async fn members(&self, conversation_id: &str) -> Result<Option<Members>, StoreError> {
@@ -345,5 +365,77 @@ impl Store for EmbeddedStore {
             Ok(Some(Ok(result))) => result,
             _ => Err(StoreError::Failed("the writer ended early".into())),
         }
+    }
+}
+
+#[async_trait]
+impl GroupStore for EmbeddedStore {
+    async fn group_members(
+        &self,
+        group_id: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Option<MemberPage>, StoreError> {
+        let Some(members) = self.members(&conversation_id::group(group_id)).await? else {
+            return Ok(None);
+        };
+        let (group_id, after, count) = (group_id.to_owned(), after.to_owned(), members.len());
+        self.read(move |tables, _| {
+            group_reader::group_members(tables, &group_id, &after, limit, count as u32)
+        })
+        .await
+    }
+
+    async fn join_requests(
+        &self,
+        group_id: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Option<JoinRequestPage>, StoreError> {
+        let (group_id, after) = (group_id.to_owned(), after.to_owned());
+        self.read(move |tables, _| group_reader::join_requests(tables, &group_id, &after, limit))
+            .await
+    }
+
+    async fn receipts(
+        &self,
+        conversation_id: &str,
+        sequence: u64,
+        filter: ReceiptFilter,
+        after: &str,
+        limit: usize,
+        look_max: usize,
+    ) -> Result<ReceiptPage, StoreError> {
+        let members = self.members(conversation_id).await?.ok_or(StoreError::NotFound)?;
+        let (conversation_id, after) = (conversation_id.to_owned(), after.to_owned());
+        self.read(move |tables, _| {
+            group_reader::receipts(
+                tables,
+                &conversation_id,
+                &members,
+                sequence,
+                filter,
+                &after,
+                limit,
+                look_max,
+            )
+        })
+        .await
+    }
+
+    async fn group_role(&self, group_id: &str, user_id: &str) -> Result<Option<Role>, StoreError> {
+        let (group_id, user_id) = (group_id.to_owned(), user_id.to_owned());
+        self.read(move |tables, _| group_reader::group_role(tables, &group_id, &user_id)).await
+    }
+
+    async fn may_speak(
+        &self,
+        group_id: &str,
+        user_id: &str,
+        at_ms: i64,
+    ) -> Result<bool, StoreError> {
+        let (group_id, user_id) = (group_id.to_owned(), user_id.to_owned());
+        self.read(move |tables, _| group_reader::may_speak(tables, &group_id, &user_id, at_ms))
+            .await
     }
 }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::storage::{
     Changes, ConversationPage, Members, Page, StoreError,
-    conversation_id::{self, ConversationName},
+    conversation_id::ConversationName,
     extras::{STATE_DELETED, STATE_NORMAL, bury},
     limits::USER_ID_BYTES_MAX,
 };
@@ -224,6 +224,42 @@ pub fn conversations(
     Ok(ConversationPage { conversations, version, complete })
 }
 
+/// See [`Store::recent_conversations`](crate::storage::Store::recent_conversations).
+pub fn recent_conversations(
+    tables: &Tables,
+    shared: &Shared,
+    user_id: &str,
+    before_version: u64,
+    limit: usize,
+) -> Result<ConversationPage, StoreError> {
+    let version = shared.version.load(Ordering::Acquire);
+    let view = tables.view();
+    let before_version = if before_version == 0 { u64::MAX } else { before_version };
+    let mut rows = vec![];
+    for news in news_of(&view, user_id)? {
+        let version = news.member.version.max(news.pointer.version);
+        if version < before_version {
+            rows.push((version, news));
+        }
+    }
+    // Rows of one version (the members of a new group, say) are told apart by nothing a client
+    // could go on with, so a page never ends between them.
+    rows.sort_unstable_by(|(one, a), (other, b)| {
+        other.cmp(one).then_with(|| a.conversation_id.cmp(&b.conversation_id))
+    });
+    let mut end = limit.min(rows.len());
+    while end > 0 && end < rows.len() && rows[end].0 == rows[end - 1].0 {
+        end += 1;
+    }
+    let complete = end == rows.len();
+    rows.truncate(end);
+    let conversations = rows
+        .into_iter()
+        .map(|(version, news)| conversation(&view, user_id, version, news))
+        .collect::<Result<_, _>>()?;
+    Ok(ConversationPage { conversations, version, complete })
+}
+
 /// See [`Store::undelivered`](crate::storage::Store::undelivered).
 pub fn undelivered(
     tables: &Tables,
@@ -235,6 +271,15 @@ pub fn undelivered(
     let view = tables.view();
     let mut waiting = news_of(&view, user_id)?;
     waiting.retain(|news| news.top() > news.undelivered_after());
+    for news in &mut waiting {
+        // Who quit a large group has no pointer that says when its last message was sent.
+        if news.member.by_cursor && news.member.quit_sequence.is_some() {
+            let key = keys::message(&news.conversation_id, news.top());
+            if let Some(last) = view.get::<MessageRow>(Table::Messages, &key)? {
+                news.pointer.version = last.version;
+            }
+        }
+    }
     waiting.sort_unstable_by_key(|news| std::cmp::Reverse(news.pointer.version));
     let mut messages = vec![];
     let mut found = 0;
@@ -258,27 +303,6 @@ pub fn undelivered(
         found += usize::from(messages.len() > begun);
     }
     Ok(messages)
-}
-
-/// See [`Store::group`](crate::storage::Store::group).
-pub fn group(tables: &Tables, group_id: &str) -> Result<Option<chat::Group>, StoreError> {
-    let Some(group) = tables.get::<GroupRow>(Table::Groups, &keys::group(group_id))? else {
-        return Ok(None);
-    };
-    if group.removed {
-        return Ok(None);
-    }
-    let conversation_id = conversation_id::group(group_id);
-    let members = stored_members(tables, &conversation_id)?;
-    Ok(Some(chat::Group {
-        group_id: group_id.to_owned(),
-        conversation_id,
-        name: group.name,
-        avatar: group.avatar,
-        members: members.iter().map(|user_id| user_id.to_string()).collect(),
-        members_max: group.members_max,
-        created_at_ms: group.created_at_ms,
-    }))
 }
 
 /// See [`Store::members`](crate::storage::Store::members).
@@ -435,7 +459,10 @@ fn conversation(
         do_not_disturb: member.do_not_disturb,
         quit: member.quit_sequence.is_some(),
         version,
+        quit_reason: u32::from(member.quit_reason),
         mentioned_sequence,
+        pinned: member.pinned,
+        hidden: member.hidden_sequence.is_some_and(|hidden| hidden >= max_sequence),
     })
 }
 

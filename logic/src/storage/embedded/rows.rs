@@ -6,7 +6,7 @@ use prost::Message as _;
 use uuid::Uuid;
 
 use super::encoding::{DecodeError, Reader, put_bytes, put_number, put_text};
-use crate::storage::Extras;
+use crate::storage::{Extras, groups::Role};
 
 /// The version that this program writes of every row.
 pub(super) const VERSION: u8 = 1;
@@ -201,6 +201,8 @@ pub struct ConversationRow {
     pub by_cursor: bool,
     /// Its group was removed.
     pub removed: bool,
+    /// Only the owner and administrators of the group speak.
+    pub muted: bool,
     /// Messages of it were erased.
     pub has_edits: bool,
     /// The newest message that mentions everyone.
@@ -209,6 +211,7 @@ pub struct ConversationRow {
 
 const BY_CURSOR: u8 = 1;
 const REMOVED: u8 = 2;
+const MUTED: u8 = 4;
 const MENTIONS_EVERYONE: u8 = 8;
 const HAS_EDITS: u8 = 16;
 
@@ -218,9 +221,10 @@ impl Row for ConversationRow {
         bytes.push(VERSION);
         let by_cursor = if self.by_cursor { BY_CURSOR } else { 0 };
         let removed = if self.removed { REMOVED } else { 0 };
+        let muted = if self.muted { MUTED } else { 0 };
         let has_edits = if self.has_edits { HAS_EDITS } else { 0 };
         let has_mention = if self.mentioned_everyone > 0 { MENTIONS_EVERYONE } else { 0 };
-        bytes.push(by_cursor | removed | has_edits | has_mention);
+        bytes.push(by_cursor | removed | muted | has_edits | has_mention);
         put_number(&mut bytes, self.max_sequence);
         put_number(&mut bytes, self.counting);
         put_number(&mut bytes, self.message_version);
@@ -242,6 +246,7 @@ impl Row for ConversationRow {
             sent: [reader.number()?, reader.number()?],
             by_cursor: flags & BY_CURSOR != 0,
             removed: flags & REMOVED != 0,
+            muted: flags & MUTED != 0,
             has_edits: flags & HAS_EDITS != 0,
             mentioned_everyone: if flags & MENTIONS_EVERYONE != 0 { reader.number()? } else { 0 },
         };
@@ -269,12 +274,27 @@ pub struct MemberRow {
     pub has_deleted: bool,
     /// The newest message that mentions the user by name.
     pub mentioned: u64,
+    /// `Conversation.quit_reason`.
+    pub quit_reason: u8,
+    pub pinned: bool,
+    /// The newest sequence when the user took the conversation off the list; a newer message brings
+    /// it back.
+    pub hidden_sequence: Option<u64>,
+    /// Until when the member may not speak, in milliseconds since 1970; 0: may.
+    pub muted_until_ms: i64,
 }
 
 const QUIT: u8 = 2;
 const DO_NOT_DISTURB: u8 = 4;
 const HAS_DELETED: u8 = 16;
 const HAS_MENTION: u8 = 32;
+/// A second byte of flags, and what they say is there, follows. Few rows have it.
+const MORE: u8 = 8;
+
+const MORE_PINNED: u8 = 1;
+const MORE_HIDDEN: u8 = 2;
+const MORE_MUTED: u8 = 4;
+const MORE_QUIT_REASON_SHIFT: u8 = 4;
 
 impl Row for MemberRow {
     fn encode(&self) -> Vec<u8> {
@@ -285,7 +305,9 @@ impl Row for MemberRow {
         let do_not_disturb = if self.do_not_disturb { DO_NOT_DISTURB } else { 0 };
         let has_deleted = if self.has_deleted { HAS_DELETED } else { 0 };
         let has_mention = if self.mentioned > 0 { HAS_MENTION } else { 0 };
-        bytes.push(by_cursor | quit | do_not_disturb | has_deleted | has_mention);
+        let more = self.more();
+        let has_more = if more != 0 { MORE } else { 0 };
+        bytes.push(by_cursor | quit | do_not_disturb | has_more | has_deleted | has_mention);
         put_number(&mut bytes, self.version);
         put_number(&mut bytes, self.init_sequence);
         put_number(&mut bytes, self.delivered);
@@ -294,6 +316,15 @@ impl Row for MemberRow {
         put_number(&mut bytes, self.quit_sequence.unwrap_or_default());
         if self.mentioned > 0 {
             put_number(&mut bytes, self.mentioned);
+        }
+        if more != 0 {
+            bytes.push(more);
+            if let Some(hidden_sequence) = self.hidden_sequence {
+                put_number(&mut bytes, hidden_sequence);
+            }
+            if self.muted_until_ms != 0 {
+                put_number(&mut bytes, self.muted_until_ms as u64);
+            }
         }
         bytes
     }
@@ -312,10 +343,32 @@ impl Row for MemberRow {
             by_cursor: flags & BY_CURSOR != 0,
             has_deleted: flags & HAS_DELETED != 0,
             mentioned: if flags & HAS_MENTION != 0 { reader.number()? } else { 0 },
+            ..Self::default()
         };
         row.quit_sequence.take_if(|_| flags & QUIT == 0);
+        if flags & MORE != 0 {
+            let more = reader.byte()?;
+            row.pinned = more & MORE_PINNED != 0;
+            row.quit_reason = more >> MORE_QUIT_REASON_SHIFT & 3;
+            if more & MORE_HIDDEN != 0 {
+                row.hidden_sequence = Some(reader.number()?);
+            }
+            if more & MORE_MUTED != 0 {
+                row.muted_until_ms = reader.number()? as i64;
+            }
+        }
         reader.finish()?;
         Ok(row)
+    }
+}
+
+impl MemberRow {
+    /// The second byte of flags; 0: it is not written.
+    fn more(&self) -> u8 {
+        let pinned = if self.pinned { MORE_PINNED } else { 0 };
+        let hidden = if self.hidden_sequence.is_some() { MORE_HIDDEN } else { 0 };
+        let muted = if self.muted_until_ms != 0 { MORE_MUTED } else { 0 };
+        pinned | hidden | muted | (self.quit_reason & 3) << MORE_QUIT_REASON_SHIFT
     }
 }
 
@@ -344,7 +397,7 @@ impl Row for PointerRow {
     }
 }
 
-/// A group as its creator made it. A removed group keeps its name, for those who still see it.
+/// A group. A removed one keeps its name, for those who still see it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GroupRow {
     pub name: String,
@@ -352,17 +405,38 @@ pub struct GroupRow {
     pub members_max: u32,
     pub created_at_ms: i64,
     pub removed: bool,
+    /// Empty: nobody.
+    pub owner: String,
+    /// In byte order.
+    pub administrators: Vec<String>,
+    pub join_rule: u32,
+    pub invite_rule: u32,
+    pub announcement: String,
+    pub announced_at_ms: i64,
+    /// Empty: a service.
+    pub announced_by: String,
 }
 
 impl Row for GroupRow {
     fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(24 + self.name.len() + self.avatar.len());
+        let texts = self.name.len() + self.avatar.len() + self.announcement.len();
+        let mut bytes = Vec::with_capacity(64 + texts);
         bytes.push(VERSION);
         bytes.push(if self.removed { REMOVED } else { 0 });
         put_number(&mut bytes, u64::from(self.members_max));
         put_number(&mut bytes, self.created_at_ms as u64);
         put_text(&mut bytes, &self.name);
         put_text(&mut bytes, &self.avatar);
+        put_text(&mut bytes, &self.owner);
+        put_number(&mut bytes, self.administrators.len() as u64);
+        for administrator in &self.administrators {
+            put_text(&mut bytes, administrator);
+        }
+        put_number(&mut bytes, u64::from(self.join_rule));
+        put_number(&mut bytes, u64::from(self.invite_rule));
+        put_text(&mut bytes, &self.announcement);
+        put_number(&mut bytes, self.announced_at_ms as u64);
+        put_text(&mut bytes, &self.announced_by);
         bytes
     }
 
@@ -375,9 +449,77 @@ impl Row for GroupRow {
             name: reader.text()?.to_owned(),
             avatar: reader.text()?.to_owned(),
             removed: flags & REMOVED != 0,
+            owner: reader.text()?.to_owned(),
+            administrators: {
+                // Each takes a byte at least, so a damaged count ends soon.
+                let count = reader.number()?;
+                (0..count).map(|_| reader.text().map(str::to_owned)).collect::<Result<_, _>>()?
+            },
+            join_rule: reader.number_u32()?,
+            invite_rule: reader.number_u32()?,
+            announcement: reader.text()?.to_owned(),
+            announced_at_ms: reader.number()? as i64,
+            announced_by: reader.text()?.to_owned(),
         };
         reader.finish()?;
         Ok(row)
+    }
+}
+
+impl GroupRow {
+    /// The role of somebody who is a member.
+    pub fn role(&self, user_id: &str) -> Role {
+        if self.owner == user_id {
+            Role::Owner
+        } else if self.administrators.iter().any(|id| id == user_id) {
+            Role::Administrator
+        } else {
+            Role::Member
+        }
+    }
+}
+
+/// Somebody who wants to become a member of a group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JoinRequestRow {
+    pub asked_at_ms: i64,
+    pub message: String,
+    /// Empty: they asked themselves.
+    pub invited_by: String,
+}
+
+impl Row for JoinRequestRow {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(16 + self.message.len() + self.invited_by.len());
+        bytes.push(VERSION);
+        put_number(&mut bytes, self.asked_at_ms as u64);
+        put_text(&mut bytes, &self.message);
+        put_text(&mut bytes, &self.invited_by);
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::of_version(bytes, VERSION)?;
+        let row = Self {
+            asked_at_ms: reader.number()? as i64,
+            message: reader.text()?.to_owned(),
+            invited_by: reader.text()?.to_owned(),
+        };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
+/// That somebody is a member: the key says it all, and the row is empty.
+pub struct MarkRow;
+
+impl Row for MarkRow {
+    fn encode(&self) -> Vec<u8> {
+        vec![]
+    }
+
+    fn decode(_bytes: &[u8]) -> Result<Self, DecodeError> {
+        Ok(Self)
     }
 }
 
@@ -452,6 +594,7 @@ pub(super) mod tests {
             sent: [1000, 0],
             by_cursor: true,
             removed: false,
+            muted: true,
             has_edits: true,
             mentioned_everyone: 999,
         });
@@ -467,6 +610,16 @@ pub(super) mod tests {
             by_cursor: false,
             has_deleted: true,
             mentioned: 900,
+            ..MemberRow::default()
+        });
+        survives(MemberRow {
+            quit_sequence: Some(3),
+            mentioned: 2,
+            quit_reason: 2,
+            pinned: true,
+            hidden_sequence: Some(0),
+            muted_until_ms: i64::MAX,
+            ..MemberRow::default()
         });
         survives(MemberRow::default());
         survives(PointerRow { max_sequence: 5, version: 1 << 20 });
@@ -476,6 +629,19 @@ pub(super) mod tests {
             members_max: 500,
             created_at_ms: 1_700_000_000_000,
             removed: true,
+            owner: "ann".into(),
+            administrators: vec!["bob".into(), "carol".into()],
+            join_rule: 2,
+            invite_rule: 1,
+            announcement: "hear".into(),
+            announced_at_ms: -7,
+            announced_by: "bob".into(),
+        });
+        survives(GroupRow::default());
+        survives(JoinRequestRow {
+            asked_at_ms: 9,
+            message: "please".into(),
+            invited_by: "ann".into(),
         });
     }
 }

@@ -72,6 +72,7 @@ mod cursors {
 }
 
 mod crash;
+mod fan_out;
 
 #[tokio::test]
 async fn a_directory_of_something_else_is_refused() {
@@ -111,7 +112,7 @@ async fn a_full_disk_refuses_commits_and_goes_on_reading() {
     // A retry of what is stored needs no space.
     let outcomes = store.commit(vec![append("a", "b", "1")]).await.unwrap();
     assert!(matches!(outcomes[..], [Outcome::Appended { duplicate: true, .. }]));
-    let id = crate::storage::conversation_id::single("a", "b");
+    let id = conversation_id::single("a", "b");
     assert_eq!(store.page("a", &id, 0, 0, 10, false).await.unwrap().messages.len(), 1);
     store.close().await.unwrap();
 

@@ -25,6 +25,7 @@ use crate::storage::{
 };
 
 mod edits;
+mod group_acts;
 mod groups;
 
 /// A conversation as the writer knows it.
@@ -147,15 +148,21 @@ impl<'a> Transaction<'a> {
             Write::CreateGroup { group_id, name, avatar, members, members_max, created_at_ms } => {
                 let members_max =
                     if members_max == 0 { GROUP_MEMBERS_MAX_DEFAULT } else { members_max };
-                let group = GroupRow { name, avatar, members_max, created_at_ms, removed: false };
+                let group =
+                    GroupRow { name, avatar, members_max, created_at_ms, ..GroupRow::default() };
                 self.create_group(group_id, group, members)
             }
             Write::RemoveGroup { group_id } => self.remove_group(&group_id),
             Write::AddMembers { group_id, user_ids } => self.add_members(&group_id, user_ids),
             Write::RemoveMembers { group_id, user_ids } => self.remove_members(&group_id, user_ids),
             Write::SetDoNotDisturb { user_id, conversation_id, do_not_disturb } => {
-                self.set_do_not_disturb(&user_id, &conversation_id, do_not_disturb)
+                let on = Some(do_not_disturb);
+                self.set_conversation(&user_id, &conversation_id, on, None, None)
             }
+            Write::SetConversation { user_id, conversation_id, do_not_disturb, pinned, hidden } => {
+                self.set_conversation(&user_id, &conversation_id, do_not_disturb, pinned, hidden)
+            }
+            Write::ChangeGroup(change) => self.change_group(*change),
         };
         match result {
             Ok(outcome) => Ok(outcome),
@@ -197,7 +204,8 @@ impl<'a> Transaction<'a> {
         }
         let mut message = message;
         self.check(&mut message, target)?;
-        let (conversation_id, mut conversation) = self.open(&message.sender_id, target)?;
+        let (conversation_id, mut conversation) =
+            self.open(&message.sender_id, target, message.sent_at_ms)?;
         let message = self.store(&conversation_id, &mut conversation, message)?;
         let dedupe = DedupeRow {
             conversation_id: conversation_id.clone(),
@@ -246,7 +254,7 @@ impl<'a> Transaction<'a> {
             self.check(&mut row, target)?;
             rows.push(row);
         }
-        let (conversation_id, mut conversation) = self.open(sender_id, target)?;
+        let (conversation_id, mut conversation) = self.open(sender_id, target, sent_at_ms)?;
         let mut messages = Vec::with_capacity(rows.len());
         for row in rows {
             messages.push(self.store(&conversation_id, &mut conversation, row)?);
@@ -283,8 +291,13 @@ impl<'a> Transaction<'a> {
         Ok(())
     }
 
-    /// The conversation that this sender may send to.
-    fn open(&mut self, sender_id: &str, target: &Target) -> Result<(String, Conversation), Stop> {
+    /// The conversation that this sender may send to at this moment.
+    fn open(
+        &mut self,
+        sender_id: &str,
+        target: &Target,
+        at_ms: i64,
+    ) -> Result<(String, Conversation), Stop> {
         match target {
             Target::User(user_id) => {
                 check_id(user_id, USER_ID_BYTES_MAX, "user_id is empty or too long")?;
@@ -297,6 +310,8 @@ impl<'a> Transaction<'a> {
                 if !is_member(&conversation.members, sender_id) {
                     return refuse(Code::NotPermitted, "only members send to a group");
                 }
+                let own = self.member_or_default(sender_id, &conversation_id)?;
+                self.may_speak(group_id, &conversation, &own, sender_id, at_ms)?;
                 Ok((conversation_id, conversation))
             }
         }
@@ -434,18 +449,26 @@ impl<'a> Transaction<'a> {
         })
     }
 
-    fn set_do_not_disturb(
+    fn set_conversation(
         &mut self,
         user_id: &str,
         conversation_id: &str,
-        do_not_disturb: bool,
+        do_not_disturb: Option<bool>,
+        pinned: Option<bool>,
+        hidden: Option<bool>,
     ) -> Result<Outcome, Stop> {
-        let (_, mut row) = self.membership(user_id, conversation_id)?;
-        if row.do_not_disturb != do_not_disturb {
+        let (conversation, row) = self.membership(user_id, conversation_id)?;
+        let top = row.quit_sequence.unwrap_or(conversation.row.max_sequence);
+        let mut set = row.clone();
+        set.do_not_disturb = do_not_disturb.unwrap_or(row.do_not_disturb);
+        set.pinned = pinned.unwrap_or(row.pinned);
+        if let Some(hidden) = hidden {
+            set.hidden_sequence = hidden.then_some(top);
+        }
+        if set != row {
             self.version += 1;
-            row.version = self.version;
-            row.do_not_disturb = do_not_disturb;
-            self.put_member(user_id, conversation_id, row);
+            set.version = self.version;
+            self.put_member(user_id, conversation_id, set);
         }
         Ok(Outcome::Updated { version: self.version })
     }

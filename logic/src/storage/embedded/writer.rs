@@ -155,6 +155,7 @@ fn apply(
                     | Outcome::GroupRemoved { .. }
                     | Outcome::MembersAdded { .. }
                     | Outcome::MembersRemoved { .. }
+                    | Outcome::GroupChanged(_)
             );
             of_commit.push(outcome);
         }

@@ -13,6 +13,7 @@ use crate::storage::{
         rows::{MemberRow, MessageRow, PointerRow, Row as _},
     },
     extras::{STATE_DELETED, STATE_EXPIRED, STATE_NORMAL, STATE_REVOKED, bury},
+    groups::Role,
     limits::*,
 };
 
@@ -132,14 +133,21 @@ impl Transaction<'_> {
     }
 
     /// Whether this member may revoke what this sender (which may be the member) has said, at any
-    /// time.
+    /// time: the owner and the administrators of a group, their own and what those below them said.
     fn may_revoke_any(
         &mut self,
-        _user_id: &str,
-        _conversation_id: &str,
-        _sender_id: &str,
+        user_id: &str,
+        conversation_id: &str,
+        sender_id: &str,
     ) -> Result<bool, StoreError> {
-        Ok(false)
+        let Some(ConversationName::Group(group_id)) = ConversationName::parse(conversation_id)
+        else {
+            return Ok(false);
+        };
+        let role = self.role(group_id, user_id)?;
+        // Who has left the group is below both.
+        Ok(role >= Role::Administrator
+            && (user_id == sender_id || role > self.role(group_id, sender_id)?))
     }
 
     /// Who said what is quoted, if the user sees it.
