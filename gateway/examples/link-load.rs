@@ -445,7 +445,7 @@ impl StandIn {
         let credit = Some(std::mem::take(&mut self.owed)).filter(|credit| credit.frames > 0);
         let sequence = self.sequence;
         self.sequence += events.len() as u64;
-        let sent = self.end.send(ConnectRequest { sequence, credit, events });
+        let sent = self.end.send(ConnectRequest { sequence, credit, events, state: None });
         sent.expect("the link is up and there was room");
     }
 

@@ -58,6 +58,11 @@ pub struct Config {
 pub struct GatewaySection {
     /// The stable name of this gateway; empty: the host's name.
     pub id: String,
+    /// Where clients reach it over WebSocket, as a URL; empty: the listening address, if that names
+    /// one machine.
+    pub public_websocket: String,
+    /// The same over TCP, as host and port.
+    pub public_tcp: String,
     /// Shards, one thread each; 0: one for each core.
     pub shards: usize,
     /// Whether each shard's thread stays on a core of its own.
@@ -246,7 +251,14 @@ pub struct LogSection {
 
 impl Default for GatewaySection {
     fn default() -> Self {
-        Self { id: String::new(), shards: 0, pin_shards: true, driver: DriverChoice::Auto }
+        Self {
+            id: String::new(),
+            public_websocket: String::new(),
+            public_tcp: String::new(),
+            shards: 0,
+            pin_shards: true,
+            driver: DriverChoice::Auto,
+        }
     }
 }
 
@@ -645,6 +657,28 @@ impl Config {
             frames: self.logic.window_frames_max,
             bytes: self.logic.window_bytes_max.as_bytes(),
         }
+    }
+
+    /// What logic is told of this gateway: where clients reach it, and how many it can hold. A
+    /// listener on all addresses names none, so there the configuration has to.
+    pub(crate) fn announced(
+        &self,
+        websocket: Option<SocketAddr>,
+        tcp: Option<SocketAddr>,
+        connections_per_shard: u32,
+    ) -> link::GatewayState {
+        let path = &self.websocket.path;
+        let own = |address: Option<SocketAddr>| address.filter(|a| !a.ip().is_unspecified());
+        let websocket_address = match &*self.gateway.public_websocket {
+            "" => own(websocket).map_or_else(String::new, |a| format!("ws://{a}{path}")),
+            public => public.to_owned(),
+        };
+        let tcp_address = match &*self.gateway.public_tcp {
+            "" => own(tcp).map_or_else(String::new, |a| a.to_string()),
+            public => public.to_owned(),
+        };
+        let connections_max = u64::from(connections_per_shard);
+        link::GatewayState { websocket_address, tcp_address, connections_max, draining: false }
     }
 
     pub(crate) fn link_settings(&self) -> LinkSettings {

@@ -184,6 +184,8 @@ impl Gateway {
         }
         gateway.addresses.websocket = websocket;
         gateway.addresses.tcp = tcp;
+        let announced = config.announced(websocket, tcp, capacity.connections_per_shard);
+        status.links().iter().for_each(|link| link.announce(announced.clone()));
         let work = ports
             .into_iter()
             .zip(statuses)

@@ -100,6 +100,7 @@ impl Status {
     }
 
     pub fn draining(&self) {
+        self.links.iter().for_each(|link| link.drains());
         self.phase.store(Phase::Draining as u8, Ordering::Release);
     }
 

@@ -122,7 +122,9 @@ async fn log_in(port: u16, shard: u64, sessions: u64) -> Result<(), Failure> {
     });
     let complete = Kind::SessionsComplete(SessionsComplete::default());
     let events = [hello, complete].map(|kind| GatewayEvent { kind: Some(kind) });
-    to_logic.send(ConnectRequest { sequence: 1, credit: None, events: events.into() }).await?;
+    to_logic
+        .send(ConnectRequest { sequence: 1, credit: None, events: events.into(), state: None })
+        .await?;
     let outgoing = futures::stream::unfold(outgoing, |mut outgoing| async move {
         outgoing.recv().await.map(|batch| (batch, outgoing))
     });
@@ -153,14 +155,16 @@ async fn log_in(port: u16, shard: u64, sessions: u64) -> Result<(), Failure> {
                 events.push(GatewayEvent { kind: Some(Kind::Login(login)) });
             }
             let count = events.len() as u64;
-            to_logic.send(ConnectRequest { sequence, credit: None, events }).await?;
+            to_logic.send(ConnectRequest { sequence, credit: None, events, state: None }).await?;
             sequence += count;
             asked += count;
         }
         let waiting = tokio::time::timeout(Duration::from_secs(1), from_logic.message());
         let Ok(received) = waiting.await else {
             // An empty batch is a heartbeat.
-            to_logic.send(ConnectRequest { sequence, credit: None, events: vec![] }).await?;
+            to_logic
+                .send(ConnectRequest { sequence, credit: None, events: vec![], state: None })
+                .await?;
             continue;
         };
         let Some(batch) = received? else { return Err("the stream ended".into()) };

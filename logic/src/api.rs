@@ -25,6 +25,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 mod attachments;
 mod caller;
 mod friends;
+pub mod gateways;
+mod history;
 pub mod push;
 pub mod reports;
 mod users;
@@ -33,10 +35,8 @@ pub use attachments::AttachmentsApi;
 pub(crate) use caller::{Access, unix_ms};
 pub use caller::{Caller, CallerGuard, CallerLimits, Principal};
 pub use friends::FriendsApi;
-pub use users::UsersApi;
-mod history;
-
 pub use history::HistoryApi;
+pub use users::UsersApi;
 
 /// What business services may ask for. Every call fails with [`Refused`]; its code decides the
 /// status that the door answers with. The caller has shown the token already.

@@ -206,11 +206,13 @@ impl Logic {
             let sessions = http::sessions::routes(chat.clone(), guard.clone(), settings.clone());
             let topics = http::reports::routes(chat.clone(), guard.clone(), settings.clone());
             let push = http::push::routes(chat.clone(), guard.clone(), settings.clone());
+            let gateways = http::gateways::routes(chat.clone(), guard.clone(), settings.clone());
             let router = http::router(api.clone(), guard.clone(), settings.clone())
                 .merge(sessions)
                 .merge(topics)
                 .merge(push)
                 .merge(groups)
+                .merge(gateways)
                 .merge(http::users::router(users.clone(), callers.clone(), settings.clone()))
                 .merge(http::friends::router(friends.clone(), callers.clone(), settings.clone()))
                 .merge(http::attachments::router(files.clone(), callers.clone(), settings))
@@ -219,6 +221,7 @@ impl Logic {
         }
         if let Some(door) = grpc_door {
             let routes = grpc::routes(api, guard.clone())
+                .add_service(grpc::gateways::service(chat.clone(), guard.clone()))
                 .add_service(grpc::push::service(chat.clone(), guard.clone()))
                 .add_service(grpc::reports::service(chat.clone(), guard.clone()));
             let routes = grpc::sessions::add_to(routes, chat.clone(), guard.clone());

@@ -102,7 +102,12 @@ fn batch() -> ConnectRequest {
         };
         GatewayEvent { kind: Some(Kind::Frame(frame)) }
     };
-    ConnectRequest { sequence: 1, credit: None, events: (0..BATCH_FRAMES).map(event).collect() }
+    ConnectRequest {
+        sequence: 1,
+        credit: None,
+        events: (0..BATCH_FRAMES).map(event).collect(),
+        state: None,
+    }
 }
 
 pub(crate) fn link_encode() -> HotPath {

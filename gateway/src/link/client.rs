@@ -8,14 +8,15 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use millrace_protocol::link::{
-    ConnectRequest, ConnectResponse, link_service_client::LinkServiceClient, logic_event,
+    ConnectRequest, ConnectResponse, GatewayState, link_service_client::LinkServiceClient,
+    logic_event,
 };
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
@@ -93,6 +94,9 @@ pub(crate) struct LinkStatus {
     batches_received: AtomicU64,
     events_received: AtomicU64,
     last_error: Mutex<Option<String>>,
+    /// What logic is told of this gateway; set once, before the links start.
+    announced: OnceLock<GatewayState>,
+    draining: AtomicBool,
 }
 
 /// What is known of one link at one moment.
@@ -133,7 +137,30 @@ impl LinkStatus {
             batches_received: AtomicU64::new(0),
             events_received: AtomicU64::new(0),
             last_error: Mutex::new(None),
+            announced: OnceLock::new(),
+            draining: AtomicBool::new(false),
         }
+    }
+
+    /// Says what logic shall be told of this gateway; the first word counts.
+    pub fn announce(&self, state: GatewayState) {
+        let _again = self.announced.set(state);
+    }
+
+    /// The gateway takes no clients any more.
+    pub fn drains(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was said that the gateway takes no clients any more.
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// What logic is to be told now.
+    pub(super) fn state(&self) -> GatewayState {
+        let announced = self.announced.get().cloned().unwrap_or_default();
+        GatewayState { draining: self.is_draining(), ..announced }
     }
 
     /// Whether logic has answered Hello on a stream that is still open.

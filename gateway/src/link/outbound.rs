@@ -17,11 +17,13 @@ use super::{client::LinkStatus, port::OutboundBatches};
 pub(super) struct OutboundStream {
     batches: OutboundBatches,
     status: Arc<LinkStatus>,
+    /// Whether logic was told on this stream that the gateway drains; nothing else of it changes.
+    told: Option<bool>,
 }
 
 impl OutboundStream {
     pub fn new(batches: OutboundBatches, status: Arc<LinkStatus>) -> Self {
-        Self { batches, status }
+        Self { batches, status, told: None }
     }
 }
 
@@ -32,9 +34,15 @@ impl Stream for OutboundStream {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<ConnectRequest>> {
-        let taken = self.batches.poll_take(context);
-        if let Poll::Ready(Some(batch)) = &taken {
+        let mut taken = self.batches.poll_take(context);
+        if let Poll::Ready(Some(batch)) = &mut taken {
             self.status.sent(batch);
+            // A heartbeat has room for it; a busy stream carries it when it has changed.
+            let draining = self.status.is_draining();
+            if batch.events.is_empty() || self.told != Some(draining) {
+                self.told = Some(draining);
+                batch.state = Some(self.status.state());
+            }
         }
         taken
     }

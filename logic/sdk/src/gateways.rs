@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use millrace_protocol::link::{
-    BroadcastFrame, CloseSession, RoomFrame, RoomMembership, SendFrame, logic_event::Kind,
+    BroadcastFrame, CloseSession, GatewayState, RoomFrame, RoomMembership, SendFrame,
+    logic_event::Kind,
 };
 use millrace_protocol::{Code, frame::Flags, limits};
 use prost::Message;
@@ -47,6 +48,8 @@ pub struct GatewayStatus {
     pub outbox_frames: usize,
     /// The same in bytes.
     pub outbox_bytes: usize,
+    /// What it said of itself last.
+    pub state: GatewayState,
 }
 
 impl Gateways {
@@ -234,6 +237,7 @@ impl Gateways {
                 sessions,
                 outbox_frames,
                 outbox_bytes,
+                state: lock(&shard.state).clone(),
             }
         };
         self.hub.all_shards().into_iter().map(status).collect()

@@ -8,7 +8,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use millrace_protocol::Code;
-use millrace_protocol::link::{Encoding, Hello, RoomMembers, RoomMembership, logic_event::Kind};
+use millrace_protocol::link::{
+    Encoding, GatewayState, Hello, RoomMembers, RoomMembership, logic_event::Kind,
+};
 use rustc_hash::FxHashMap;
 use tonic::Status;
 
@@ -32,6 +34,8 @@ pub(crate) struct Shard {
     pub(crate) gateway_id: Arc<str>,
     pub(crate) gateway_epoch: u64,
     pub(crate) sessions: Mutex<FxHashMap<u64, Arc<Session>>>,
+    /// What the gateway said of itself last.
+    pub(crate) state: Mutex<GatewayState>,
     /// Where events go; `None` while the stream is away or has not listed its sessions.
     attached: RwLock<Option<Arc<LinkStream>>>,
     /// The newest stream that wants to serve this shard.
@@ -173,6 +177,7 @@ impl Hub {
             gateway_id: hello.gateway_id.as_str().into(),
             gateway_epoch: hello.gateway_epoch,
             sessions: Mutex::default(),
+            state: Mutex::default(),
             attached: RwLock::default(),
             newest: Mutex::default(),
             turn: tokio::sync::Mutex::default(),

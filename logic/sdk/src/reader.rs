@@ -24,7 +24,7 @@ use tonic::{Status, Streaming};
 
 use crate::backend::{Accepted, Backend, Inbound, Login, Refused};
 use crate::counters::count;
-use crate::hub::{Hub, Shard};
+use crate::hub::{Hub, Shard, lock};
 use crate::outbox::{Entry, LinkStream};
 use crate::session::{Session, SessionAddress};
 
@@ -188,6 +188,9 @@ impl<'a, B: Backend> Reader<'a, B> {
     /// Works events off: credit, the list, logins, then frames, then ends. An end comes after the
     /// frames of its session because a gateway sends none of a session that ended.
     async fn events(&mut self, batch: ConnectRequest) -> Result<(), Status> {
+        if let Some(state) = batch.state {
+            *lock(&self.shard.state) = state;
+        }
         if let Some(credit) = batch.credit {
             self.link.add_credit(credit);
         }

@@ -178,7 +178,7 @@ impl FakeGateway {
             window: Some(settings.window),
         };
         let hello = GatewayEvent { kind: Some(gateway_event::Kind::Hello(hello)) };
-        let first = ConnectRequest { sequence: 1, credit: None, events: vec![hello] };
+        let first = ConnectRequest { sequence: 1, credit: None, events: vec![hello], state: None };
         to_logic.send(first).await.map_err(|_| Status::internal("the channel is new"))?;
         let outgoing = futures::stream::unfold(outgoing, |mut outgoing| async move {
             outgoing.recv().await.map(|batch| (batch, outgoing))
@@ -455,7 +455,12 @@ impl FakeGateway {
         let owed = std::mem::take(&mut self.owed);
         self.granted.frames += owed.frames;
         self.granted.bytes += owed.bytes;
-        let batch = ConnectRequest { sequence: self.sequence, credit: Some(owed), events: vec![] };
+        let batch = ConnectRequest {
+            sequence: self.sequence,
+            credit: Some(owed),
+            events: vec![],
+            state: None,
+        };
         // A stream that has ended is noticed by the next read.
         let _ = self.to_logic.send(batch).await;
     }
@@ -473,7 +478,10 @@ impl FakeGateway {
         let sequence = self.sequence;
         self.sequence += events.len() as u64;
         // A stream that has ended is noticed by the next read.
-        let _ = self.to_logic.send(ConnectRequest { sequence, credit: None, events }).await;
+        let _ = self
+            .to_logic
+            .send(ConnectRequest { sequence, credit: None, events, state: None })
+            .await;
     }
 
     /// Leaves numbers out, as if events had been lost.

@@ -12,7 +12,8 @@
 //! 3. `sync`: replies and deliveries, in commit order, from one task
 //!
 //! Beside it run `reads` (pulls and look-ups), `reports` (to the bus), `topics` (what services read
-//! of it), `notices` and `push` (what services tell users), `presence` (logins, the registry
+//! of it), `notices` and `push` (what services tell users), `gateways` (which one a client should
+//! use), `presence` (logins, the registry
 //! and the device policy), `presence_requests` and `watchers` (who wants to know who is online), `logout`
 //! (everywhere at once), `rooms` (live messages), `catch_up` (what a session has missed) and `expiry`
 //! (erasing what is over). `messages` says what a message must be, `forward` and `live` what is sent
@@ -42,6 +43,7 @@ mod expiry;
 mod forward;
 mod gate;
 mod groups;
+mod gateways;
 mod history_api;
 mod live;
 mod logout;
@@ -89,6 +91,7 @@ use crate::{
     registry::Registry,
     storage::{Revocations, Store},
 };
+use gateways::Assigned;
 use metrics::{CodeLabel, QueueLabel, TransportLabel};
 use notices::{Ack, Notices};
 use online::{HeldMax, Online, Rates};
@@ -169,6 +172,7 @@ pub(crate) struct Core {
     pub watchers: Watchers,
     pub notices: Notices,
     pub words: Words,
+    pub assigned: Assigned,
     pub metrics: Metrics,
     pub lifecycle_waker: Notify,
     pub catch_up_waker: Notify,
@@ -276,6 +280,7 @@ impl Chat {
             verifier: foundation.verifier,
             gates: foundation.gates,
             gateways,
+            assigned: Assigned::default(),
             metrics,
             lifecycle_waker: Notify::new(),
             catch_up_waker: Notify::new(),

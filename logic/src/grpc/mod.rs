@@ -34,6 +34,7 @@ mod attachments;
 mod caller;
 mod friends;
 pub mod groups;
+pub mod gateways;
 mod history;
 pub mod push;
 pub mod reports;

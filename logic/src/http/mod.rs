@@ -13,6 +13,7 @@
 //! | `POST /v1/users/{user_id}/kick` | `KickUserResponse` |
 //! | `GET /v1/users/{user_id}/presence` | `GetPresenceResponse` |
 //! | `/v1/sessions`, `/v1/presence…`, `/v1/users/{user_id}/logout` … | see [`sessions`] |
+//! | `/v1/gateways…` | see [`gateways`] |
 //! | `/v1/push…` | see [`push`] |
 //! | `/v1/topics…` | see [`reports`] |
 //! | `GET /livez`, `/readyz` (without the token) | `{"status"}`, and a reason with 503 |
@@ -45,6 +46,7 @@ pub mod attachments;
 mod caller;
 pub mod friends;
 pub mod groups;
+pub mod gateways;
 mod history;
 pub mod push;
 pub mod reports;

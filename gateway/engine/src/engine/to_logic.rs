@@ -190,7 +190,7 @@ impl Engine {
         for (session_id, request_id) in acknowledged {
             self.acknowledge(session_id, request_id);
         }
-        Some(ConnectRequest { sequence, credit, events })
+        Some(ConnectRequest { sequence, credit, events, state: None })
     }
 
     /// Goes on with the list of sessions, from where the last batch ended.
