@@ -22,6 +22,8 @@ pub mod sessions;
 use subtle::ConstantTimeEq;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::audit::Audit;
+
 mod attachments;
 mod caller;
 mod friends;
@@ -101,6 +103,7 @@ pub trait Api: HistoryApi + Send + Sync + 'static {
 pub struct Guard {
     token: Arc<str>,
     calls: Arc<Semaphore>,
+    audit: Arc<Audit>,
 }
 
 impl Guard {
@@ -109,7 +112,19 @@ impl Guard {
     /// `over_capacity`.
     pub fn new(token: &str, calls_in_flight_max: usize) -> Self {
         let calls = Arc::new(Semaphore::new(calls_in_flight_max.min(Semaphore::MAX_PERMITS)));
-        Self { token: token.into(), calls }
+        Self { token: token.into(), calls, audit: Arc::new(Audit::to_log()) }
+    }
+
+    /// Notes administrative acts there instead of in the log.
+    #[must_use]
+    pub fn with_audit(mut self, audit: Arc<Audit>) -> Self {
+        self.audit = audit;
+        self
+    }
+
+    /// Where administrative acts are noted.
+    pub(crate) fn audit(&self) -> &Audit {
+        &self.audit
     }
 
     /// Whether the header's value shows the API token.

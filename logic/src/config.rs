@@ -14,6 +14,7 @@ use millrace_logic_sdk::ServerSettings;
 use millrace_service::{ByteSize, ConfigError, Duration, Invalid, config, logging};
 use serde::{Deserialize, Serialize};
 
+mod audit;
 mod bus;
 mod login;
 mod messages;
@@ -23,6 +24,7 @@ mod presence;
 mod replay;
 mod sessions;
 
+pub use audit::AuditFile;
 pub use bus::Bus;
 pub use login::{Jwks, Login, LoginHttp, LoginMethod};
 pub use messages::{Messages, Words};
@@ -105,6 +107,8 @@ pub struct Config {
     pub messages: Messages,
     /// Words that are not let through.
     pub words: Words,
+    /// The line for each administrative act.
+    pub audit: AuditFile,
     /// Log lines.
     pub log: Log,
 }
@@ -299,6 +303,7 @@ impl Default for Config {
             notices: Notices::default(),
             messages: Messages::default(),
             words: Words::default(),
+            audit: AuditFile::default(),
             log: Log::default(),
         }
     }

@@ -10,6 +10,7 @@
 //! - [`accounts`]: users with a password
 //! - [`attachments`]: files that messages refer to
 //! - [`notices`]: the trait `NoticeStore`, and the embedded one
+//! - [`audit`]: a line for each administrative act
 //! - [`config`]: the TOML file
 //! - [`Logic`]: all of it, put together as one process
 //!
@@ -19,6 +20,7 @@ pub mod accounts;
 mod admin;
 pub mod api;
 pub mod attachments;
+pub mod audit;
 pub mod bus;
 mod cache;
 pub mod chat;

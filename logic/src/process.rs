@@ -28,6 +28,7 @@ use crate::{
         Api, AttachmentsApi, CallerGuard, FriendsApi, Guard, UsersApi, sessions::SessionsApi as _,
     },
     attachments::{self, Attachments, BlobStore, DirectoryBlobs},
+    audit::Audit,
     bus::{Bus, EmbeddedBus},
     chat::{self, Chat, Foundation, NoWords, OpenPresence, OpenRooms, WordFilter},
     config::{Config, FileStore, MaySee, Secrets},
@@ -127,6 +128,12 @@ impl Logic {
         config.check()?;
         let secrets = config.secrets()?;
         let verifier = verifier(&config.login, &secrets)?;
+        let audit = match config.audit.file.as_os_str().is_empty() {
+            true => Audit::to_log(),
+            false => Audit::to_file(&config.audit.file).map_err(|source| {
+                Invalid::new("audit.file", format!("{}: {source}", config.audit.file.display()))
+            })?,
+        };
         // The doors first: an address in use is found before anything is opened.
         let http_door = listen("http", config.http.listen.0).await?;
         let grpc_door = listen("grpc", config.grpc.listen.0).await?;
@@ -170,7 +177,8 @@ impl Logic {
         };
         let leaving = watch::Sender::new(false);
         let api: Arc<dyn Api> = chat.clone();
-        let guard = Guard::new(&secrets.api_token, config.api.calls_in_flight_max);
+        let guard = Guard::new(&secrets.api_token, config.api.calls_in_flight_max)
+            .with_audit(Arc::new(audit));
         let callers = CallerGuard::new(
             guard.clone(),
             verifier,

@@ -22,13 +22,17 @@ use millrace_protocol::api::{
     PublishRoomMessageResponse, RemoveGroupRequest, RemoveGroupResponse, RemoveMembersRequest,
     RemoveMembersResponse, SendMessageRequest, SendMessageResponse,
 };
+use serde::Serialize;
 use tokio::net::TcpListener;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
-use crate::api::{Api, AttachmentsApi, CallerGuard, FriendsApi, Guard, UsersApi};
+use crate::{
+    api::{Api, AttachmentsApi, CallerGuard, FriendsApi, Guard, UsersApi},
+    audit,
+};
 
 mod attachments;
 mod caller;
@@ -117,6 +121,7 @@ impl<A: ?Sized> Door<A> {
         to: impl FnOnce(Arc<A>, Q) -> F,
     ) -> Result<Response<R>, Status>
     where
+        Q: Serialize,
         F: Future<Output = Result<R, Refused>>,
     {
         let authorization = request.metadata().get("authorization");
@@ -124,7 +129,16 @@ impl<A: ?Sized> Door<A> {
             .guard
             .admit(authorization.map(|value| value.as_encoded_bytes()))
             .map_err(|refused| status(&refused))?;
-        let result = to(Arc::clone(&self.api), request.into_inner()).await;
+        let act = audit::act_of::<Q>();
+        let actor = request.metadata().get("x-millrace-actor").filter(|_| act.is_some());
+        let actor = actor.and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+        let request = request.into_inner();
+        let target = act.map(|_| audit::target_of(&request));
+        let result = to(Arc::clone(&self.api), request).await;
+        if let (Some(act), Some(target)) = (act, target) {
+            let code = result.as_ref().map_or_else(|refused| refused.code, |_| Code::Ok);
+            self.guard.audit().note("grpc", &actor, act, &target, code);
+        }
         result.map(Response::new).map_err(|refused| status(&refused))
     }
 }

@@ -38,9 +38,13 @@ use millrace_protocol::api::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 use tokio::time::timeout;
 
-use crate::api::{Api, Guard};
+use crate::{
+    api::{Api, Guard},
+    audit::{self, Audit},
+};
 
 pub mod attachments;
 mod caller;
@@ -203,6 +207,36 @@ async fn no_such_method() -> Response {
     with_status(StatusCode::METHOD_NOT_ALLOWED, &refused)
 }
 
+/// An administrative act under way.
+struct Act {
+    name: &'static str,
+    actor: String,
+    path: String,
+}
+
+impl Act {
+    /// `T` is the message of the request, or of the answer where the request has none.
+    fn of<T>(call: &Request) -> Option<Self> {
+        let name = audit::act_of::<T>()?;
+        let actor = call.headers().get(ACTOR).and_then(|value| value.to_str().ok());
+        let (actor, path) = (actor.unwrap_or_default().to_owned(), call.uri().path().to_owned());
+        Some(Self { name, actor, path })
+    }
+
+    fn note<R>(self, audit: &Audit, target: Value, result: &Result<R, Refused>) {
+        let mut target = match target {
+            Value::Object(ids) => ids,
+            _ => Map::new(),
+        };
+        target.insert("path".to_owned(), Value::from(self.path));
+        let code = result.as_ref().map_or_else(|refused| refused.code, |_| Code::Ok);
+        audit.note("http", &self.actor, self.name, &Value::Object(target), code);
+    }
+}
+
+/// In whose name a service acts, as it says itself; for the audit line alone.
+const ACTOR: &str = "x-millrace-actor";
+
 /// Gives routes that were made elsewhere the same words for a method that they do not have.
 fn with_refusals<S: Clone + Send + Sync + 'static>(router: Router<S>) -> Router<S> {
     router.method_not_allowed_fallback(no_such_method)
@@ -212,7 +246,7 @@ impl<A: ?Sized> Door<A> {
     /// Admits a call with a JSON body and passes it on. An absent body is an empty message.
     async fn call<Q, R, F>(&self, call: Request, to: impl FnOnce(Arc<A>, Q) -> F) -> Response
     where
-        Q: DeserializeOwned + Default,
+        Q: DeserializeOwned + Serialize + Default,
         R: Serialize,
         F: Future<Output = Result<R, Refused>>,
     {
@@ -220,11 +254,17 @@ impl<A: ?Sized> Door<A> {
             Ok(permit) => permit,
             Err(refused) => return refusal(&refused),
         };
-        let request = match read_body(&self.settings, call.into_body()).await {
+        let act = Act::of::<Q>(&call);
+        let request = match read_body::<Q>(&self.settings, call.into_body()).await {
             Ok(request) => request,
             Err(response) => return *response,
         };
-        answer(to(Arc::clone(&self.api), request).await)
+        let target = act.as_ref().map(|_| audit::target_of(&request));
+        let result = to(Arc::clone(&self.api), request).await;
+        if let Some(act) = act {
+            act.note(self.guard.audit(), target.unwrap_or_default(), &result);
+        }
+        answer(result)
     }
 
     async fn call_without_body<R, F>(&self, call: Request, to: impl FnOnce(Arc<A>) -> F) -> Response
@@ -232,10 +272,16 @@ impl<A: ?Sized> Door<A> {
         R: Serialize,
         F: Future<Output = Result<R, Refused>>,
     {
-        match self.guard.admit(authorization(&call)) {
-            Ok(_permit) => answer(to(Arc::clone(&self.api)).await),
-            Err(refused) => refusal(&refused),
+        let _permit = match self.guard.admit(authorization(&call)) {
+            Ok(permit) => permit,
+            Err(refused) => return refusal(&refused),
+        };
+        let act = Act::of::<R>(&call);
+        let result = to(Arc::clone(&self.api)).await;
+        if let Some(act) = act {
+            act.note(self.guard.audit(), Value::Null, &result);
         }
+        answer(result)
     }
 
     /// Admits a call whose parameters are in its query.
