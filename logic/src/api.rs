@@ -31,6 +31,7 @@ pub mod gateways;
 mod history;
 pub mod push;
 pub mod reports;
+pub mod rooms;
 mod users;
 
 pub use attachments::AttachmentsApi;

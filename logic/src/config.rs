@@ -22,6 +22,7 @@ mod notices;
 mod paces;
 mod presence;
 mod replay;
+mod rooms;
 mod sessions;
 
 pub use audit::AuditFile;
@@ -32,6 +33,7 @@ pub use notices::Notices;
 pub use paces::Paces;
 pub use presence::Presence;
 pub use replay::{Check as ReplayCheck, Replay};
+pub use rooms::Rooms;
 pub use sessions::{SessionClass, Sessions, SessionsFull};
 
 use crate::{chat::ChatSettings, storage::embedded::Options};
@@ -107,6 +109,8 @@ pub struct Config {
     pub messages: Messages,
     /// Words that are not let through.
     pub words: Words,
+    /// Rooms that services make.
+    pub rooms: Rooms,
     /// The line for each administrative act.
     pub audit: AuditFile,
     /// Log lines.
@@ -303,6 +307,7 @@ impl Default for Config {
             notices: Notices::default(),
             messages: Messages::default(),
             words: Words::default(),
+            rooms: Rooms::default(),
             audit: AuditFile::default(),
             log: Log::default(),
         }

@@ -10,6 +10,7 @@
 //! - [`accounts`]: users with a password
 //! - [`attachments`]: files that messages refer to
 //! - [`notices`]: the trait `NoticeStore`, and the embedded one
+//! - [`rooms`]: rooms that business services have made, and who belongs there
 //! - [`audit`]: a line for each administrative act
 //! - [`config`]: the TOML file
 //! - [`Logic`]: all of it, put together as one process
@@ -31,6 +32,7 @@ pub mod login;
 pub mod notices;
 mod process;
 pub mod registry;
+pub mod rooms;
 pub mod storage;
 pub mod words;
 

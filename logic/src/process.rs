@@ -36,6 +36,7 @@ use crate::{
     http::{self, HttpSettings},
     notices::{EmbeddedNotices, NoticeStore as _},
     registry::{MemoryRegistry, MemoryRegistrySettings},
+    rooms::{EmbeddedRooms, RoomDirectory},
     storage::{
         Store, StoreError,
         accounts::AccountStore,
@@ -147,6 +148,8 @@ impl Logic {
         let relations: Arc<dyn RelationStore> = Arc::new(EmbeddedRelations::open(&embedded)?);
         let policy = FriendsPolicy::new(relations.clone(), config.friends.policy()).await?;
         let files = open_attachments(&config, &secrets, &embedded)?;
+        let rooms = Arc::new(EmbeddedRooms::open(&embedded)?);
+        let directory = RoomDirectory::open(rooms, config.rooms.limits()).await?;
         let foundation = Foundation {
             store: store.clone(),
             registry: Arc::new(MemoryRegistry::new(MemoryRegistrySettings::default())),
@@ -161,6 +164,7 @@ impl Logic {
             },
             gates: vec![policy.clone(), files.clone()],
             words,
+            directory: Arc::new(directory),
         };
         let mut chat = None;
         let server = Server::bind(config.link.listen, config.server_settings(), |gateways| {
@@ -214,12 +218,14 @@ impl Logic {
             let sessions = http::sessions::routes(chat.clone(), guard.clone(), settings.clone());
             let topics = http::reports::routes(chat.clone(), guard.clone(), settings.clone());
             let push = http::push::routes(chat.clone(), guard.clone(), settings.clone());
+            let rooms = http::rooms::routes(chat.clone(), guard.clone(), settings.clone());
             let gateways = http::gateways::routes(chat.clone(), guard.clone(), settings.clone());
             let router = http::router(api.clone(), guard.clone(), settings.clone())
                 .merge(sessions)
                 .merge(topics)
                 .merge(push)
                 .merge(groups)
+                .merge(rooms)
                 .merge(gateways)
                 .merge(http::users::router(users.clone(), callers.clone(), settings.clone()))
                 .merge(http::friends::router(friends.clone(), callers.clone(), settings.clone()))
@@ -230,6 +236,7 @@ impl Logic {
         if let Some(door) = grpc_door {
             let routes = grpc::routes(api, guard.clone())
                 .add_service(grpc::gateways::service(chat.clone(), guard.clone()))
+                .add_service(grpc::rooms::service(chat.clone(), guard.clone()))
                 .add_service(grpc::push::service(chat.clone(), guard.clone()))
                 .add_service(grpc::reports::service(chat.clone(), guard.clone()));
             let routes = grpc::sessions::add_to(routes, chat.clone(), guard.clone());

@@ -93,10 +93,26 @@ impl Gateways {
     /// # Errors
     /// `not_found` if the session is not live, `over_capacity` at the bounds of the settings.
     pub fn join_room(&self, room_id: &str, session: SessionAddress) -> Result<u64, Refused> {
+        self.join_room_of(room_id, session, u64::MAX)
+    }
+
+    /// As [`Gateways::join_room`], for a room that has a bound of its own besides that of the
+    /// settings: `over_capacity` if it has `members_max` members already.
+    ///
+    /// # Errors
+    /// As [`Gateways::join_room`].
+    pub fn join_room_of(
+        &self,
+        room_id: &str,
+        session: SessionAddress,
+        members_max: u64,
+    ) -> Result<u64, Refused> {
         let settings = &self.hub.settings;
         let Some(shard) = self.hub.shard(session.gateway) else {
             return Err(Refused::new(Code::NotFound, "the session has ended"));
         };
+        let mut max = settings.rooms_bounds();
+        max.members = max.members.min(members_max);
         // The rooms are locked before the session is looked up, as its end takes it out of the
         // table before it takes it out of its rooms: so no ended session stays in a room.
         let mut rooms = lock(&self.hub.rooms);
@@ -104,7 +120,7 @@ impl Gateways {
         let Some(encoding) = found else {
             return Err(Refused::new(Code::NotFound, "the session has ended"));
         };
-        let (members, new) = rooms.join(room_id, session, encoding, settings.rooms_bounds())?;
+        let (members, new) = rooms.join(room_id, session, encoding, max)?;
         if new {
             self.announce(room_id, session, true);
         }
@@ -209,6 +225,17 @@ impl Gateways {
     /// How many members a live room has.
     pub fn room_members(&self, room_id: &str) -> u64 {
         lock(&self.hub.rooms).members(room_id)
+    }
+
+    /// The sessions that are in a live room, in no order. Looks at every session that is in any
+    /// room, so it is for what happens now and then.
+    pub fn room_sessions(&self, room_id: &str) -> Vec<SessionAddress> {
+        let found = lock(&self.hub.rooms).sessions(room_id);
+        let address = |(gateway, session_id)| {
+            let shard = self.hub.shard(gateway)?;
+            Some(shard.address(session_id))
+        };
+        found.into_iter().filter_map(address).collect()
     }
 
     /// Whether a session is in a live room.

@@ -211,6 +211,16 @@ impl Rooms {
         room.shards.iter().map(receiver).collect()
     }
 
+    /// The sessions in a room. Takes as long as there are sessions in any room.
+    pub(crate) fn sessions(&self, room_id: &str) -> Vec<(GatewayKey, u64)> {
+        let Some(place) = self.places.get(room_id) else { return Vec::new() };
+        let of_shard = |(gateway, sessions): (&GatewayKey, &FxHashMap<u64, Held>)| {
+            let inside = sessions.iter().filter(|(_, held)| held.rooms().contains(place));
+            inside.map(|(session_id, _)| (*gateway, *session_id)).collect::<Vec<_>>()
+        };
+        self.sessions.iter().flat_map(of_shard).collect()
+    }
+
     /// Whether the session is in the room.
     pub(crate) fn is_member(&self, room_id: &str, session: SessionAddress) -> bool {
         self.places.get(room_id).is_some_and(|place| self.held(session).contains(place))

@@ -12,8 +12,8 @@
 //! 3. `sync`: replies and deliveries, in commit order, from one task
 //!
 //! Beside it run `reads` (pulls and look-ups), `reports` (to the bus), `topics` (what services read
-//! of it), `notices` and `push` (what services tell users), `gateways` (which one a client should
-//! use), `presence` (logins, the registry
+//! of it), `notices` and `push` (what services tell users), `room_directory` (rooms that services have
+//! made), `gateways` (which one a client should use), `presence` (logins, the registry
 //! and the device policy), `presence_requests` and `watchers` (who wants to know who is online), `logout`
 //! (everywhere at once), `rooms` (live messages), `catch_up` (what a session has missed) and `expiry`
 //! (erasing what is over). `messages` says what a message must be, `forward` and `live` what is sent
@@ -61,6 +61,7 @@ mod reads;
 mod receipts;
 mod receiver;
 mod reports;
+mod room_directory;
 mod rooms;
 mod sessions_api;
 mod settings;
@@ -89,6 +90,7 @@ use crate::{
     login::{ReplayGuard, TokenVerifier},
     notices::NoticeStore,
     registry::Registry,
+    rooms::RoomDirectory,
     storage::{Revocations, Store},
 };
 use gateways::Assigned;
@@ -134,6 +136,8 @@ pub struct Foundation {
     pub gates: SendGates,
     /// Words that are not let through.
     pub words: Arc<dyn WordFilter>,
+    /// The rooms that business services have made.
+    pub directory: Arc<RoomDirectory>,
 }
 
 /// See the module.
@@ -262,7 +266,7 @@ impl Chat {
         let core = Arc::new(Core {
             online: Online::new(rates, held_max, Paces::new(paced, settings.paced_buckets_max)),
             words,
-            rooms: Rooms::new(foundation.rooms, &settings),
+            rooms: Rooms::new(foundation.rooms, foundation.directory, &settings),
             revocations: foundation.revocations,
             recent_logouts: logout::Recent::default(),
             logins_seen: ReplayGuard::new(settings.replay_login),
@@ -403,6 +407,7 @@ impl Backend for Chat {
 
     fn session_started(&self, session: Arc<Session>) {
         self.core.online.start(session.clone(), false);
+        room_directory::session_up(&self.core, &session);
         self.core.notices.session_up(&session);
         self.core.lifecycle_waker.notify_one();
         self.core.catch_up_waker.notify_one();
@@ -431,6 +436,7 @@ impl Backend for Chat {
     fn sessions_replayed(&self, started: Vec<Arc<Session>>, kept: Vec<Arc<Session>>) {
         for session in started {
             self.core.online.start(session.clone(), true);
+            room_directory::session_up(&self.core, &session);
             self.core.notices.session_up(&session);
         }
         for session in kept {

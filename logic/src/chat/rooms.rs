@@ -2,7 +2,8 @@
 //! services publish. Nothing here is stored, and nobody is caught up on it.
 //!
 //! Who is in which room the SDK knows; a message is published once to each gateway shard that has
-//! members, and fanned out there. A [`RoomPolicy`] decides who may join and speak.
+//! members, and fanned out there. A [`RoomPolicy`] decides who may join and speak, after the
+//! [`RoomDirectory`], which knows the rooms that services have made.
 //!
 //! # When more is said than members can take
 //! Each sender has the rate of all messages, each room a rate of its own
@@ -40,7 +41,9 @@ use super::{
     receiver::{decode, unix_ms},
     settings::ChatSettings,
 };
-use crate::{notices::NOTICE_ID_BYTES_MAX, storage::limits::USER_ID_BYTES_MAX};
+use crate::{
+    notices::NOTICE_ID_BYTES_MAX, rooms::RoomDirectory, storage::limits::USER_ID_BYTES_MAX,
+};
 
 /// Longest name of a room, in bytes.
 pub const ROOM_ID_BYTES_MAX: usize = 128;
@@ -85,12 +88,17 @@ impl RoomPolicy for OpenRooms {}
 /// What the chat keeps about rooms.
 pub(crate) struct Rooms {
     policy: Arc<dyn RoomPolicy>,
+    pub directory: Arc<RoomDirectory>,
     pace: Mutex<Pace>,
     started_at: Instant,
 }
 
 impl Rooms {
-    pub(crate) fn new(policy: Arc<dyn RoomPolicy>, settings: &ChatSettings) -> Self {
+    pub(crate) fn new(
+        policy: Arc<dyn RoomPolicy>,
+        directory: Arc<RoomDirectory>,
+        settings: &ChatSettings,
+    ) -> Self {
         let rate = Rate {
             per_second_max: settings.room_messages_per_second_max,
             burst_max: settings.room_messages_burst_max,
@@ -106,7 +114,7 @@ impl Rooms {
             swept_at_ms: 0,
             broadcasts: (broadcasts, Bucket::full(broadcasts, 0)),
         };
-        Self { policy, pace: Mutex::new(pace), started_at: Instant::now() }
+        Self { policy, directory, pace: Mutex::new(pace), started_at: Instant::now() }
     }
 
     /// Calls `take` with the rates and the time.
@@ -154,9 +162,20 @@ impl Pace {
 pub(super) fn join(core: &Core, inbound: &Inbound) {
     let Some(JoinRoom { room_id }) = decode(core, inbound) else { return };
     let joined = check_room_id(&room_id)
-        .and_then(|()| core.rooms.policy.may_join(&inbound.session, &room_id))
-        .and_then(|()| core.gateways.join_room(&room_id, inbound.session.address));
+        .and_then(|()| may_join(core, &inbound.session, &room_id))
+        .and_then(|()| {
+            let members_max = core.rooms.directory.sessions_max(&room_id).unwrap_or(u64::MAX);
+            core.gateways.join_room_of(&room_id, inbound.session.address, members_max)
+        });
     answer(core, inbound, joined);
+}
+
+fn may_join(core: &Core, session: &Session, room_id: &str) -> Result<(), Refused> {
+    if !core.rooms.directory.may_join(room_id, &session.user_id) {
+        let reason = "Only who was added to this room may join it.";
+        return Err(Refused::new(Code::NotPermitted, reason));
+    }
+    core.rooms.policy.may_join(session, room_id)
 }
 
 /// `LEAVE_ROOM`. Leaving a room that one is not in is no error: the wish is fulfilled.

@@ -42,6 +42,7 @@ pub mod gateways;
 mod history;
 pub mod push;
 pub mod reports;
+pub mod rooms;
 pub mod sessions;
 #[cfg(test)]
 mod tests;

@@ -14,6 +14,7 @@
 //! | `GET /v1/users/{user_id}/presence` | `GetPresenceResponse` |
 //! | `/v1/sessions`, `/v1/presence…`, `/v1/users/{user_id}/logout` … | see [`sessions`] |
 //! | `/v1/gateways…` | see [`gateways`] |
+//! | `/v1/rooms…` | see [`rooms`], and above |
 //! | `/v1/push…` | see [`push`] |
 //! | `/v1/topics…` | see [`reports`] |
 //! | `GET /livez`, `/readyz` (without the token) | `{"status"}`, and a reason with 503 |
@@ -54,6 +55,7 @@ pub mod gateways;
 mod history;
 pub mod push;
 pub mod reports;
+pub mod rooms;
 pub mod sessions;
 #[cfg(test)]
 mod tests;

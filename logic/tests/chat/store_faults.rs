@@ -16,6 +16,7 @@ use millrace_logic::{
     login::{ClaimRules, Hs256Verifier},
     notices::{EmbeddedNotices, NoticeLimits},
     registry::{MemoryRegistry, MemoryRegistrySettings},
+    rooms::{EmbeddedRooms, RoomDirectory, RoomLimits},
     storage::{
         Changes, ConversationPage, Members, Outcome, Page, Store, StoreError, Write,
         embedded::{EmbeddedRevocations, EmbeddedStore, Options},
@@ -191,6 +192,8 @@ impl Bench {
         let revocations = Arc::new(revocations.await.expect("read"));
         let bus = EmbeddedBus::open(&inner, EmbeddedBusSettings::default()).expect("opened");
         let notices = EmbeddedNotices::open(&inner, NoticeLimits::default()).await.expect("opened");
+        let rooms = Arc::new(EmbeddedRooms::open(&inner).expect("opened"));
+        let directory = RoomDirectory::open(rooms, RoomLimits::default()).await.expect("read");
         let store = Arc::new(Handled {
             inner,
             full: AtomicBool::new(false),
@@ -210,6 +213,7 @@ impl Bench {
             presence: Arc::new(OpenPresence),
             gates: vec![],
             words: Arc::new(NoWords),
+            directory: Arc::new(directory),
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let server =
