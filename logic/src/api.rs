@@ -30,6 +30,7 @@ mod friends;
 pub mod gateways;
 mod history;
 pub mod push;
+pub mod push_tokens;
 pub mod reports;
 pub mod rooms;
 mod users;

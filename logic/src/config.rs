@@ -21,6 +21,7 @@ mod messages;
 mod notices;
 mod paces;
 mod presence;
+mod push;
 mod replay;
 mod rooms;
 mod sessions;
@@ -32,6 +33,7 @@ pub use messages::{Messages, Words};
 pub use notices::Notices;
 pub use paces::Paces;
 pub use presence::Presence;
+pub use push::{Push, PushApns, PushFcm, PushWebhook};
 pub use replay::{Check as ReplayCheck, Replay};
 pub use rooms::Rooms;
 pub use sessions::{SessionClass, Sessions, SessionsFull};
@@ -109,6 +111,8 @@ pub struct Config {
     pub messages: Messages,
     /// Words that are not let through.
     pub words: Words,
+    /// How devices that are offline are reached.
+    pub push: Push,
     /// Rooms that services make.
     pub rooms: Rooms,
     /// The line for each administrative act.
@@ -279,6 +283,8 @@ pub struct Secrets {
     pub login_http_token: String,
     /// At least [`API_TOKEN_BYTES_MIN`] bytes; empty only if no door needs it.
     pub api_token: String,
+    /// What signs calls of the push webhook; empty only if there is none.
+    pub push_webhook_secret: String,
 }
 
 impl Default for Config {
@@ -307,6 +313,7 @@ impl Default for Config {
             notices: Notices::default(),
             messages: Messages::default(),
             words: Words::default(),
+            push: Push::default(),
             rooms: Rooms::default(),
             audit: AuditFile::default(),
             log: Log::default(),
@@ -516,6 +523,7 @@ impl Config {
         }
         self.bus.check()?;
         self.notices.check()?;
+        self.push.check()?;
         if limits.reply_bytes_max.as_bytes() < 1024 {
             return Err(Invalid::new("limits.reply_bytes_max", "must be at least 1KiB"));
         }
@@ -586,7 +594,19 @@ impl Config {
                 ),
             ));
         }
-        Ok(Secrets { jwt_secret, login_http_token, api_token })
+        let push_webhook_secret = secret(
+            environment("MILLRACE_PUSH__WEBHOOK__SECRET"),
+            &self.push.webhook.secret_file,
+            &self.push.webhook.secret,
+        )
+        .map_err(|error| Invalid::new("push.webhook.secret_file", error.to_string()))?;
+        let found = push_webhook_secret.len();
+        if !self.push.webhook.url.is_empty() && found < push::WEBHOOK_SECRET_BYTES_MIN {
+            let min = push::WEBHOOK_SECRET_BYTES_MIN;
+            let reason = format!("a secret of at least {min} bytes is needed, this has {found}");
+            return Err(Invalid::new("push.webhook.secret", reason));
+        }
+        Ok(Secrets { jwt_secret, login_http_token, api_token, push_webhook_secret })
     }
 
     /// Worker threads to start, with 0 resolved.

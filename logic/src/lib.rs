@@ -12,6 +12,7 @@
 //! - [`notices`]: the trait `NoticeStore`, and the embedded one
 //! - [`rooms`]: rooms that business services have made, and who belongs there
 //! - [`audit`]: a line for each administrative act
+//! - [`push`]: how devices that are offline are reached: APNs, FCM, a webhook
 //! - [`config`]: the TOML file
 //! - [`Logic`]: all of it, put together as one process
 //!
@@ -31,9 +32,11 @@ pub mod http;
 pub mod login;
 pub mod notices;
 mod process;
+pub mod push;
 pub mod registry;
 pub mod rooms;
 pub mod storage;
+mod user_filter;
 pub mod words;
 
 pub use config::{Config, DEFAULT_TOML};

@@ -17,6 +17,7 @@ use millrace_protocol::api::LogoutEverywhereRequest;
 use millrace_service::Invalid;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 
+mod push;
 mod revocations;
 mod verifier;
 
@@ -165,6 +166,7 @@ impl Logic {
             gates: vec![policy.clone(), files.clone()],
             words,
             directory: Arc::new(directory),
+            push: push::offline_push(&config, &secrets, &embedded).await?,
         };
         let mut chat = None;
         let server = Server::bind(config.link.listen, config.server_settings(), |gateways| {
@@ -220,6 +222,7 @@ impl Logic {
             let push = http::push::routes(chat.clone(), guard.clone(), settings.clone());
             let rooms = http::rooms::routes(chat.clone(), guard.clone(), settings.clone());
             let gateways = http::gateways::routes(chat.clone(), guard.clone(), settings.clone());
+            let tokens = http::push_tokens::routes(chat.clone(), guard.clone(), settings.clone());
             let router = http::router(api.clone(), guard.clone(), settings.clone())
                 .merge(sessions)
                 .merge(topics)
@@ -227,6 +230,7 @@ impl Logic {
                 .merge(groups)
                 .merge(rooms)
                 .merge(gateways)
+                .merge(tokens)
                 .merge(http::users::router(users.clone(), callers.clone(), settings.clone()))
                 .merge(http::friends::router(friends.clone(), callers.clone(), settings.clone()))
                 .merge(http::attachments::router(files.clone(), callers.clone(), settings))
@@ -238,6 +242,7 @@ impl Logic {
                 .add_service(grpc::gateways::service(chat.clone(), guard.clone()))
                 .add_service(grpc::rooms::service(chat.clone(), guard.clone()))
                 .add_service(grpc::push::service(chat.clone(), guard.clone()))
+                .add_service(grpc::push_tokens::service(chat.clone(), guard.clone()))
                 .add_service(grpc::reports::service(chat.clone(), guard.clone()));
             let routes = grpc::sessions::add_to(routes, chat.clone(), guard.clone());
             let routes = grpc::groups::add_to(routes, chat.clone(), guard);

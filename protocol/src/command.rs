@@ -121,6 +121,10 @@ commands! {
     PRESENCE = 0x0224, "presence";
     /// Data for a business service.
     REPORT = 0x0301, "report";
+    /// Where this device can be reached while it is offline.
+    REGISTER_PUSH = 0x0310, "register_push";
+    /// This device wants to be told nothing while it is offline.
+    UNREGISTER_PUSH = 0x0311, "unregister_push";
 }
 
 /// The command that answers `command`.

@@ -27,6 +27,11 @@ pub(crate) struct QueueLabel {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct ProviderLabel {
+    pub provider: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(crate) struct TransportLabel {
     pub transport: &'static str,
 }
@@ -70,6 +75,13 @@ pub struct Metrics {
     pub(crate) notices_pushed: Counter,
     pub(crate) notices_acked: Counter,
     pub(crate) notices_dropped: Counter,
+    pub(crate) offline_pushed: Family<ProviderLabel, Counter>,
+    pub(crate) offline_collapsed: Counter,
+    pub(crate) offline_spared: Counter,
+    pub(crate) offline_retried: Counter,
+    pub(crate) offline_failed: Counter,
+    pub(crate) offline_overflowed: Counter,
+    pub(crate) offline_tokens_gone: Counter,
     pub(crate) reports_dropped: Counter,
     pub(crate) reports_delayed: Counter,
     pub(crate) presence_failed: Counter,
@@ -139,6 +151,13 @@ impl Default for Metrics {
             notices_pushed: Counter::default(),
             notices_acked: Counter::default(),
             notices_dropped: Counter::default(),
+            offline_pushed: Family::default(),
+            offline_collapsed: Counter::default(),
+            offline_spared: Counter::default(),
+            offline_retried: Counter::default(),
+            offline_failed: Counter::default(),
+            offline_overflowed: Counter::default(),
+            offline_tokens_gone: Counter::default(),
             reports_dropped: Counter::default(),
             reports_delayed: Counter::default(),
             presence_failed: Counter::default(),
@@ -220,6 +239,18 @@ impl Metrics {
             "notices_dropped",
                 "Notices that made way for newer ones before their user acknowledged them",
                 notices_dropped;
+            "offline_pushed", "Notes that a provider took for devices that were offline", offline_pushed;
+            "offline_collapsed", "Missed messages whose place a later one took", offline_collapsed;
+            "offline_spared",
+                "Users who were not told: online meanwhile, read elsewhere, or do-not-disturb",
+                offline_spared;
+            "offline_retried", "Notes that a provider did not take at first", offline_retried;
+            "offline_failed",
+                "Notes that were refused or given up; the log says by whom and why", offline_failed;
+            "offline_overflowed",
+                "Missed messages nobody was told of because too many waited; look at the providers",
+                offline_overflowed;
+            "offline_tokens_gone", "Tokens forgotten because they reach nothing", offline_tokens_gone;
             "reports_published", "Reports put on the bus", reports_published;
             "reports_dropped",
                 "Reports that the bus did not take: a topic too many, or no space until the end",

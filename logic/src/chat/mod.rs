@@ -13,7 +13,8 @@
 //!
 //! Beside it run `reads` (pulls and look-ups), `reports` (to the bus), `topics` (what services read
 //! of it), `notices` and `push` (what services tell users), `room_directory` (rooms that services have
-//! made), `gateways` (which one a client should use), `presence` (logins, the registry
+//! made), `gateways` (which one a client should use), `offline_push` and `push_tokens` (who is on no
+//! device), `presence` (logins, the registry
 //! and the device policy), `presence_requests` and `watchers` (who wants to know who is online), `logout`
 //! (everywhere at once), `rooms` (live messages), `catch_up` (what a session has missed) and `expiry`
 //! (erasing what is over). `messages` says what a message must be, `forward` and `live` what is sent
@@ -50,12 +51,14 @@ mod logout;
 mod messages;
 mod metrics;
 mod notices;
+mod offline_push;
 mod online;
 mod paces;
 mod presence;
 mod presence_requests;
 mod processor;
 mod push;
+mod push_tokens;
 mod rate;
 mod reads;
 mod receipts;
@@ -96,6 +99,7 @@ use crate::{
 use gateways::Assigned;
 use metrics::{CodeLabel, QueueLabel, TransportLabel};
 use notices::{Ack, Notices};
+use offline_push::Pusher;
 use online::{HeldMax, Online, Rates};
 use paces::{PacedRates, Paces};
 use processor::Job;
@@ -108,6 +112,7 @@ use words::Words;
 pub use gate::{SendGate, SendGates};
 pub use messages::MessageSettings;
 pub use metrics::Metrics;
+pub use offline_push::{OfflinePush, OfflinePushSettings};
 pub use presence_requests::{OpenPresence, PresencePolicy};
 pub(crate) use receiver::unix_ms;
 pub use rooms::{OpenRooms, RoomPolicy};
@@ -138,6 +143,8 @@ pub struct Foundation {
     pub words: Arc<dyn WordFilter>,
     /// The rooms that business services have made.
     pub directory: Arc<RoomDirectory>,
+    /// How devices that are offline are reached, if at all.
+    pub push: Option<OfflinePush>,
 }
 
 /// See the module.
@@ -155,6 +162,7 @@ pub(crate) struct Intake {
     pub reads: mpsc::Sender<Inbound>,
     pub reports: mpsc::Sender<Business>,
     pub acks: mpsc::Sender<Ack>,
+    pub push_tokens: mpsc::Sender<Inbound>,
 }
 
 /// What the stages share.
@@ -176,6 +184,7 @@ pub(crate) struct Core {
     pub watchers: Watchers,
     pub notices: Notices,
     pub words: Words,
+    pub pusher: Option<Arc<Pusher>>,
     pub assigned: Assigned,
     pub metrics: Metrics,
     pub lifecycle_waker: Notify,
@@ -260,6 +269,8 @@ impl Chat {
         let (reads, to_read) = mpsc::channel(settings.reads_queued_max.max(1));
         let (reports, to_publish) = mpsc::channel(settings.reports_queued_max.max(1));
         let (acks, to_mark) = mpsc::channel(settings.notice_acks_queued_max.max(1));
+        let (push_tokens, to_register) = mpsc::channel(settings.push_tokens_queued_max.max(1));
+        let (pusher, missed) = foundation.push.map(Pusher::new).unzip();
         let consumers = Arc::new(Semaphore::new(settings.consumers_waiting_max));
         let metrics = Metrics::default();
         let (words, findings) = Words::new(foundation.words, &metrics);
@@ -284,6 +295,7 @@ impl Chat {
             verifier: foundation.verifier,
             gates: foundation.gates,
             gateways,
+            pusher: pusher.map(Arc::new),
             assigned: Assigned::default(),
             metrics,
             lifecycle_waker: Notify::new(),
@@ -298,6 +310,7 @@ impl Chat {
             tokio::spawn(reads::run(core.clone(), to_read, writes.clone())),
             tokio::spawn(reports::run(core.clone(), to_publish)),
             tokio::spawn(notices::acknowledge(core.clone(), to_mark)),
+            tokio::spawn(push_tokens::run(core.clone(), to_register)),
         ];
         tokio::spawn(presence::run(core.clone()));
         tokio::spawn(catch_up::run(core.clone()));
@@ -305,7 +318,10 @@ impl Chat {
         tokio::spawn(notices::run(core.clone()));
         tokio::spawn(expiry::run(core.clone(), writes.clone()));
         tokio::spawn(words::run(Arc::downgrade(&core), findings));
-        let intake = Arc::new(Intake { writes, reads, reports, acks });
+        if let (Some(pusher), Some(missed)) = (&core.pusher, missed) {
+            tokio::spawn(offline_push::run(core.clone(), pusher.clone(), missed));
+        }
+        let intake = Arc::new(Intake { writes, reads, reports, acks, push_tokens });
         Arc::new(Self { core, intake: Mutex::new(Some(intake)), stages: Mutex::new(stages) })
     }
 
@@ -353,11 +369,15 @@ impl Chat {
             }
         };
         if let Some(intake) = self.intake() {
-            let Intake { writes, reads, reports, acks } = &*intake;
+            let Intake { writes, reads, reports, acks, .. } = &*intake;
             gauge("writes", writes.max_capacity() - writes.capacity(), writes.max_capacity());
             gauge("reads", reads.max_capacity() - reads.capacity(), reads.max_capacity());
             gauge("notice_acks", acks.max_capacity() - acks.capacity(), acks.max_capacity());
             gauge("reports", reports.max_capacity() - reports.capacity(), reports.max_capacity());
+        }
+        if let Some(pusher) = &self.core.pusher {
+            let (queued, max) = pusher.queued();
+            gauge("offline_push", queued, max);
         }
         let (lifecycle, catch_ups) = self.core.online.queued();
         gauge("lifecycle", lifecycle, 0);

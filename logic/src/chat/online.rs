@@ -426,6 +426,11 @@ impl Deliveries<'_> {
         }
     }
 
+    /// Whether the user has a session.
+    pub(crate) fn is_online(&self, user_id: &str) -> bool {
+        self.table.users.contains_key(user_id)
+    }
+
     /// Appends every session of these users to `receivers`, caught up or not, for what is not
     /// stored.
     pub(crate) fn everybody(

@@ -151,6 +151,11 @@ impl Chat {
             command::ROOM_MESSAGE => rooms::publish(core, &inbound),
             command::NOTICE_ACK => acknowledge(core, intake, inbound).await,
             command::REPORT => report(core, intake, inbound).await,
+            command::REGISTER_PUSH | command::UNREGISTER_PUSH => {
+                if let Err(inbound) = enqueue(&intake.push_tokens, inbound).await {
+                    core.refuse(&inbound, Code::Internal, Code::Internal.sentence());
+                }
+            }
             _ => {
                 let code = Code::UnknownCommand;
                 let name = command::name(inbound.command);

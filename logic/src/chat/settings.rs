@@ -135,6 +135,8 @@ pub struct ChatSettings {
     pub notice_ttl_max: Duration,
     /// Acknowledgements of notices that wait to be stored. Full: receiving waits.
     pub notice_acks_queued_max: usize,
+    /// Registrations of push tokens that wait. Full: receiving waits.
+    pub push_tokens_queued_max: usize,
     /// States of notices that a watcher may be behind. Above, it is ended and told so.
     pub notice_events_queued_max: usize,
     /// Receipts of one user in one conversation are sent at most this often.
@@ -211,6 +213,7 @@ impl Default for ChatSettings {
             notice_ttl: Duration::from_secs(7 * 24 * 3_600),
             notice_ttl_max: Duration::from_secs(30 * 24 * 3_600),
             notice_acks_queued_max: 4_096,
+            push_tokens_queued_max: 1_024,
             notice_events_queued_max: 4_096,
             receipt_interval: Duration::from_millis(500),
             receipt_members_max: 100,

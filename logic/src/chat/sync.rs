@@ -290,6 +290,11 @@ impl Dispatch<'_> {
             match outcome {
                 Outcome::Appended { message, duplicate: false, version, recipients } => {
                     deliveries.targets(message, *version, recipients, except, &mut receivers);
+                    if let Some(pusher) = &self.core.pusher
+                        && !message.does_not_count
+                    {
+                        pusher.missed(self.core, &deliveries, message, recipients);
+                    }
                     newest = newest.max(*version);
                 }
                 Outcome::Forwarded { messages, duplicate: false, version, recipients } => {
@@ -297,6 +302,11 @@ impl Dispatch<'_> {
                     for message in messages {
                         receivers.truncate(from);
                         deliveries.targets(message, *version, recipients, except, &mut receivers);
+                        if let Some(pusher) = &self.core.pusher
+                            && !message.does_not_count
+                        {
+                            pusher.missed(self.core, &deliveries, message, recipients);
+                        }
                     }
                     newest = newest.max(*version);
                 }

@@ -41,6 +41,7 @@ pub mod groups;
 pub mod gateways;
 mod history;
 pub mod push;
+pub mod push_tokens;
 pub mod reports;
 pub mod rooms;
 pub mod sessions;

@@ -15,6 +15,7 @@
 //! | `/v1/sessions`, `/v1/presence…`, `/v1/users/{user_id}/logout` … | see [`sessions`] |
 //! | `/v1/gateways…` | see [`gateways`] |
 //! | `/v1/rooms…` | see [`rooms`], and above |
+//! | `/v1/users/{user_id}/push_tokens…` | see [`push_tokens`] |
 //! | `/v1/push…` | see [`push`] |
 //! | `/v1/topics…` | see [`reports`] |
 //! | `GET /livez`, `/readyz` (without the token) | `{"status"}`, and a reason with 503 |
@@ -54,6 +55,7 @@ pub mod groups;
 pub mod gateways;
 mod history;
 pub mod push;
+pub mod push_tokens;
 pub mod reports;
 pub mod rooms;
 pub mod sessions;

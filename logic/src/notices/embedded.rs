@@ -10,7 +10,6 @@ use millrace_protocol::chat;
 
 use super::{
     Audience, Mark, NewNotice, NoticeLimits, NoticeStore, State, States, Stored,
-    filter::Filter,
     rows::{
         COUNTERS, ENDS, NOTICES, NUMBER_KEY, NoticeRow, PENDING, PendingRow, STATES, Scope,
         StateRow, TABLES, end_key, number, number_row, pending_key, prefix, state_key, text_after,
@@ -20,6 +19,7 @@ use crate::storage::{
     StoreError,
     embedded::{EmbeddedStore, GroupRows, GroupWrites, SideGroup},
 };
+use crate::user_filter::UserFilter;
 
 /// Rows that one change forgets; the next change forgets more.
 const FORGOTTEN_PER_CHANGE_MAX: usize = 1_000;
@@ -38,7 +38,7 @@ struct Inner {
 
 /// What is known without the disk.
 struct Live {
-    filter: Filter,
+    filter: UserFilter,
     /// What is kept for everyone, and until when.
     everyone: Vec<(String, i64)>,
     notices: usize,
@@ -59,7 +59,7 @@ impl EmbeddedNotices {
     pub async fn open(store: &EmbeddedStore, limits: NoticeLimits) -> Result<Self, StoreError> {
         let tables = store.side_group("notices", &TABLES)?;
         let read = tables.read(|rows| {
-            let mut live = Live { filter: Filter::new(), everyone: Vec::new(), notices: 0 };
+            let mut live = Live { filter: UserFilter::new(), everyone: Vec::new(), notices: 0 };
             rows.scan(PENDING, b"", b"", |key, _| {
                 let end = key.len().saturating_sub(8);
                 let user_id = key.get(..end).unwrap_or_default();

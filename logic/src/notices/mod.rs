@@ -16,7 +16,6 @@ use crate::storage::StoreError;
 #[cfg(test)]
 mod conformance;
 mod embedded;
-mod filter;
 mod rows;
 
 pub use embedded::EmbeddedNotices;

@@ -214,6 +214,7 @@ impl Bench {
             gates: vec![],
             words: Arc::new(NoWords),
             directory: Arc::new(directory),
+            push: None,
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let server =

@@ -1,6 +1,6 @@
-//! Who may have a notice waiting, from memory: nearly everybody who logs in has none, and must not
-//! cost a look at the disk. A table of bits by a hash of the user; it forgets when nothing waits for
-//! anybody.
+//! Who may have something (a notice that waits, a device that can be reached offline), from memory:
+//! nearly nobody has, and must not cost a look at the disk. A table of bits by a hash of the user; it
+//! forgets when nobody has anything.
 
 use std::hash::{BuildHasher as _, RandomState};
 
@@ -8,7 +8,7 @@ use std::hash::{BuildHasher as _, RandomState};
 const BITS: usize = 1 << 22;
 
 /// See the module.
-pub(super) struct Filter {
+pub(crate) struct UserFilter {
     hasher: RandomState,
     /// Empty until the first notice.
     bits: Vec<u64>,
@@ -16,8 +16,8 @@ pub(super) struct Filter {
     rows: u64,
 }
 
-impl Filter {
-    pub(super) fn new() -> Self {
+impl UserFilter {
+    pub(crate) fn new() -> Self {
         Self { hasher: RandomState::new(), bits: Vec::new(), rows: 0 }
     }
 
@@ -27,7 +27,7 @@ impl Filter {
     }
 
     /// One more row of a user.
-    pub(super) fn add(&mut self, user_id: &str) {
+    pub(crate) fn add(&mut self, user_id: &str) {
         if self.bits.is_empty() {
             self.bits = vec![0; BITS / 64];
         }
@@ -37,14 +37,14 @@ impl Filter {
     }
 
     /// So many rows fewer.
-    pub(super) fn remove(&mut self, rows: u64) {
+    pub(crate) fn remove(&mut self, rows: u64) {
         self.rows = self.rows.saturating_sub(rows);
         if self.rows == 0 {
             self.bits = Vec::new();
         }
     }
 
-    pub(super) fn may_have(&self, user_id: &str) -> bool {
+    pub(crate) fn may_have(&self, user_id: &str) -> bool {
         let (word, mask) = self.place(user_id);
         self.bits.get(word).is_some_and(|bits| bits & mask != 0)
     }
@@ -52,11 +52,11 @@ impl Filter {
 
 #[cfg(test)]
 mod tests {
-    use super::Filter;
+    use super::UserFilter;
 
     #[test]
     fn who_has_something_is_never_passed_over_and_nothing_costs_nothing() {
-        let mut filter = Filter::new();
+        let mut filter = UserFilter::new();
         assert!(!filter.may_have("user0") && filter.bits.is_empty());
         for n in 0..1_000 {
             filter.add(&format!("user{n}"));
