@@ -19,7 +19,7 @@ use axum::{
     Router,
     body::{Body, BodyDataStream, Bytes},
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse as _, Response},
     routing::{get, post, put},
 };
@@ -254,7 +254,7 @@ async fn send(State(door): State<Arc<Door>>, Id(attachment_id): Id, call: Reques
         Ok(admitted) => admitted,
         Err(refused) => return refusal(&refused),
     };
-    let with_bytes = call.method() != axum::http::Method::HEAD;
+    let with_bytes = call.method() != Method::HEAD;
     let headers = call.headers().clone();
     let wanted = move |info: &AttachmentInfo| match asked(&headers, &info.sha256, info.size) {
         Asked::Nothing => Ok(None),
