@@ -37,8 +37,8 @@ use crate::{
 mod attachments;
 mod caller;
 mod friends;
-pub mod groups;
 pub mod gateways;
+pub mod groups;
 mod history;
 pub mod push;
 pub mod push_tokens;

@@ -51,8 +51,8 @@ use crate::{
 pub mod attachments;
 mod caller;
 pub mod friends;
-pub mod groups;
 pub mod gateways;
+pub mod groups;
 mod history;
 pub mod push;
 pub mod push_tokens;

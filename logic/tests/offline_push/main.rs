@@ -397,8 +397,11 @@ async fn who_is_online_is_not_disturbed_or_wants_not_to_be_is_not_told() {
     assert!(provider.taken().is_empty(), "{:?}", provider.taken());
     // Do not disturb.
     let id = world.id();
-    let quiet =
-        UpdateConversation { conversation_id: sent.conversation_id.clone(), do_not_disturb: true };
+    let quiet = UpdateConversation {
+        conversation_id: sent.conversation_id.clone(),
+        do_not_disturb: Some(true),
+        ..Default::default()
+    };
     world.gateway.request(3, command::UPDATE_CONVERSATION, id, &quiet).await;
     world.gateway.end_session(3, Code::Ok).await;
     world.until_sessions("ann", 0).await;
@@ -502,7 +505,7 @@ async fn what_was_read_on_another_device_meanwhile_is_not_told() {
     let reply: ReadReply = world.gateway.request(3, command::READ, id, &read).await.decode();
     assert_eq!(reply.code, 0);
     let id = world.id();
-    let pull = PullConversations { since_version: 0, limit: 0 };
+    let pull = PullConversations { since_version: 0, limit: 0, ..Default::default() };
     world.gateway.request(3, command::PULL_CONVERSATIONS, id, &pull).await;
     world.gateway.end_session(3, Code::Ok).await;
     world.until_sessions("ann", 0).await;
