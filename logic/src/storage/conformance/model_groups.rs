@@ -238,6 +238,7 @@ impl Model {
                     }
                 }
             }
+            GroupAct::MuteMembers { until_ms, .. } if *until_ms < 0 => Err(Code::BadRequest),
             GroupAct::MuteMembers { user_ids, until_ms } => {
                 let mut users = inside(user_ids);
                 above(group, &users.iter().collect::<Vec<_>>())?;
@@ -359,7 +360,12 @@ pub fn random_act(
         15 => GroupAct::Transfer { user_id: user(random) },
         16..18 => GroupAct::MuteMembers {
             user_ids: some(random),
-            until_ms: if random.bool() { at_ms + random.i64(..100) } else { 0 },
+            // A time to come, one that is over, none, and one that no clock shows.
+            until_ms: match random.u8(..8) {
+                0..4 => at_ms + random.i64(-20..100),
+                4..7 => 0,
+                _ => -1,
+            },
         },
         18 => GroupAct::MuteGroup { muted: random.u8(..3) == 0 },
         _ => GroupAct::Dissolve,
