@@ -28,8 +28,11 @@ const ACTOR_BYTES_MAX: usize = 128;
 const IDS_MAX: usize = 10;
 
 /// The fields of requests that name what an act is about.
-const TARGETS: [&str; 15] = [
+const TARGETS: [&str; 18] = [
     "user_id",
+    "actor_user_id",
+    "other_id",
+    "attachment_id",
     "user_ids",
     "group_id",
     "group_ids",
@@ -149,10 +152,17 @@ pub(crate) fn target_of<Q: Serialize>(request: &Q) -> Value {
 
 fn pick(fields: &Map<String, Value>, target: &mut Map<String, Value>) {
     for (name, value) in fields {
-        if name == "targets"
-            && let Value::Object(inner) = value
-        {
-            pick(inner, target);
+        if let Value::Object(inner) = value {
+            match name == "targets" {
+                true => pick(inner, target),
+                // Which act of several it is says the name of its field, with ids in it or without.
+                false => {
+                    let mut inside = Map::new();
+                    pick(inner, &mut inside);
+                    target.insert(name.clone(), Value::Object(inside));
+                }
+            }
+            continue;
         }
         if !TARGETS.contains(&name.as_str()) {
             continue;
@@ -207,7 +217,11 @@ mod tests {
             PushRequest { targets: Some(targets), body: "secret".into(), ..PushRequest::default() };
         assert_eq!(target_of(&push), json!({ "user_ids": ["ann"] }));
         let many = (0..50).map(|n| n.to_string()).collect();
-        let added = target_of(&AddMembersRequest { group_id: "g".into(), user_ids: many });
+        let added = target_of(&AddMembersRequest {
+            group_id: "g".into(),
+            user_ids: many,
+            ..AddMembersRequest::default()
+        });
         assert_eq!(added["user_ids"].as_array().map(Vec::len), Some(11));
         assert_eq!(added["user_ids"][10], json!("… 50 in all"));
     }

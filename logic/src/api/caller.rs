@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Guard, bearer};
 use crate::{
+    audit::Audit,
     login::{TokenVerifier, Verified, VerifyError},
     storage::Revocations,
 };
@@ -152,6 +153,11 @@ impl CallerGuard {
             paces: Mutex::default(),
             began: Instant::now(),
         }))
+    }
+
+    /// Where the acts of services are noted.
+    pub(crate) fn audit(&self) -> &Audit {
+        self.0.services.audit()
     }
 
     /// Lets a call in, or refuses it. `authorization` is the header's value.

@@ -2,7 +2,7 @@
 //! its provider.
 //!
 //! A missed message waits a moment (`delay`), in which later ones of its conversation take its place
-//! and the user may come online or read it elsewhere. Then what is still unread, and not marked
+//! and the user may come online or read it elsewhere, or the sender may revoke it. Then what is still unread, and not marked
 //! do-not-disturb, becomes one note for each of the user's devices, with the number of unread
 //! messages of all conversations that may disturb.
 //!
@@ -27,7 +27,7 @@ use tokio::{
 use super::{Core, metrics::ProviderLabel, online::Deliveries, receiver::unix_ms};
 use crate::{
     push::{Delivery, Note, PushProvider, Token, TokenStore},
-    storage::{ConversationPage, StoreError},
+    storage::{ConversationPage, StoreError, extras::STATE_NORMAL},
 };
 
 /// Conversation rows that are read at a time for the badge, and how many times.
@@ -258,9 +258,10 @@ async fn tell(core: &Core, pusher: &Pusher, user_id: &str, told: &Told) {
     }
     let read = async {
         let unread = unread_of(core, user_id, &told.conversation_id).await?;
-        Ok::<_, StoreError>((unread, pusher.tokens.of(user_id).await?))
+        let stands = still_stands(core, user_id, told).await?;
+        Ok::<_, StoreError>((unread, stands, pusher.tokens.of(user_id).await?))
     };
-    let (unread, tokens) = match read.await {
+    let (unread, stands, tokens) = match read.await {
         Ok(read) => read,
         Err(error) => {
             tracing::error!(%error, "a user was not told of a message: the store was not read");
@@ -268,10 +269,13 @@ async fn tell(core: &Core, pusher: &Pusher, user_id: &str, told: &Told) {
             return;
         }
     };
-    if unread.do_not_disturb || unread.read_sequence >= told.sequence {
+    let nothing_new = unread.read_sequence >= told.sequence || (!stands && unread.here == 0);
+    if unread.do_not_disturb || nothing_new {
         core.metrics.offline_spared.inc();
         return;
     }
+    // What was taken back is shown to nobody, but earlier messages may wait behind it.
+    let text = if stands { &told.text } else { &pusher.settings.text };
     let lifetime_s = pusher.settings.lifetime.as_secs();
     for token in tokens {
         let provider = pusher.providers.iter().find(|provider| provider.kind() == token.provider);
@@ -282,7 +286,7 @@ async fn tell(core: &Core, pusher: &Pusher, user_id: &str, told: &Told) {
             token: token.token.clone(),
             app_id: token.app_id.clone(),
             title: told.sender_id.clone(),
-            body: told.text.clone(),
+            body: text.clone(),
             badge: unread.badge,
             collapse_id: collapse_id(user_id, &told.conversation_id),
             conversation_id: told.conversation_id.clone(),
@@ -354,8 +358,21 @@ async fn deliver(
 #[derive(Default)]
 struct Unread {
     badge: u64,
+    here: u64,
     do_not_disturb: bool,
     read_sequence: u64,
+}
+
+/// Whether the message may still be shown to the user: it was not revoked, did not expire, and the
+/// user has not deleted it elsewhere.
+async fn still_stands(core: &Core, user_id: &str, told: &Told) -> Result<bool, StoreError> {
+    let found = core.store.messages(user_id, &told.conversation_id, &[told.sequence]).await;
+    match found {
+        Ok(messages) => Ok(messages.iter().any(|message| message.state == STATE_NORMAL)),
+        // The group was left or dissolved meanwhile.
+        Err(StoreError::NotFound | StoreError::NotMember) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 async fn unread_of(
@@ -370,6 +387,7 @@ async fn unread_of(
         let ConversationPage { conversations, version, complete } = page;
         for row in conversations {
             if row.conversation_id == conversation_id {
+                unread.here = row.unread;
                 unread.do_not_disturb = row.do_not_disturb || row.quit;
                 unread.read_sequence = row.read_sequence;
             }

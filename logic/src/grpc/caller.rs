@@ -3,10 +3,15 @@
 use std::{future::Future, sync::Arc};
 
 use millrace_logic_sdk::Refused;
+use millrace_protocol::Code;
+use serde::Serialize;
 use tonic::{Request, Response, Status};
 
-use super::status;
-use crate::api::{Access, Caller, CallerGuard};
+use super::{acting_for, status};
+use crate::{
+    api::{Access, Caller, CallerGuard, Principal},
+    audit,
+};
 
 /// A door for users and services to one of the traits of [`crate::api`].
 pub(super) struct CallerDoor<A: ?Sized> {
@@ -23,6 +28,7 @@ impl<A: ?Sized> CallerDoor<A> {
         to: impl FnOnce(Arc<A>, Caller, Q) -> F,
     ) -> Result<Response<R>, Status>
     where
+        Q: Serialize,
         F: Future<Output = Result<R, Refused>>,
     {
         let address = request.remote_addr().map(|address| address.ip());
@@ -30,7 +36,16 @@ impl<A: ?Sized> CallerDoor<A> {
         let authorization = authorization.map(|value| value.as_encoded_bytes());
         let admitted = self.guard.admit(access, authorization, address).await;
         let (caller, _permit) = admitted.map_err(|refused| status(&refused))?;
-        let result = to(Arc::clone(&self.api), caller, request.into_inner()).await;
+        // What users do for themselves is no administrative act.
+        let act = audit::act_of::<Q>().filter(|_| caller.principal == Principal::Service);
+        let actor = act.map(|_| acting_for(request.metadata())).unwrap_or_default();
+        let request = request.into_inner();
+        let target = act.map(|_| audit::target_of(&request));
+        let result = to(Arc::clone(&self.api), caller, request).await;
+        if let (Some(act), Some(target)) = (act, target) {
+            let code = result.as_ref().map_or_else(|refused| refused.code, |_| Code::Ok);
+            self.guard.audit().note("grpc", &actor, act, &target, code);
+        }
         result.map(Response::new).map_err(|refused| status(&refused))
     }
 }

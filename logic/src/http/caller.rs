@@ -17,8 +17,11 @@ use millrace_protocol::Code;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{HttpSettings, answer, read_body, refusal};
-use crate::api::{Access, Caller, CallerGuard};
+use super::{Act, HttpSettings, answer, read_body, refusal};
+use crate::{
+    api::{Access, Caller, CallerGuard, Principal},
+    audit,
+};
 
 /// What a call says about who makes it.
 pub(super) struct Origin {
@@ -49,7 +52,7 @@ impl<A: ?Sized> CallerDoor<A> {
         to: impl FnOnce(Arc<A>, Caller, Q) -> F,
     ) -> Response
     where
-        Q: DeserializeOwned + Default,
+        Q: DeserializeOwned + Serialize + Default,
         R: Serialize,
         F: Future<Output = Result<R, Refused>>,
     {
@@ -58,11 +61,21 @@ impl<A: ?Sized> CallerDoor<A> {
             Ok(admitted) => admitted,
             Err(refused) => return refusal(&refused),
         };
-        let request = match read_body(&self.settings, call.into_body()).await {
+        // What users do for themselves is no administrative act.
+        let act = match caller.principal {
+            Principal::Service => Act::of::<Q>(&call).or_else(|| Act::of::<R>(&call)),
+            Principal::User(_) | Principal::Anybody => None,
+        };
+        let request = match read_body::<Q>(&self.settings, call.into_body()).await {
             Ok(request) => request,
             Err(response) => return *response,
         };
-        answer(to(Arc::clone(&self.api), caller, request).await)
+        let target = act.as_ref().map(|_| audit::target_of(&request));
+        let result = to(Arc::clone(&self.api), caller, request).await;
+        if let Some(act) = act {
+            act.note(self.guard.audit(), target.unwrap_or_default(), &result);
+        }
+        answer(result)
     }
 
     /// The same for a call that says everything in its path and query.

@@ -64,7 +64,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Pair {
 }
 
 /// A call whose path says everything; a body is not looked at.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, Serialize)]
 #[serde(default)]
 struct Nothing {}
 

@@ -24,8 +24,9 @@ use millrace_logic_sdk::{
 use millrace_protocol::{
     Code,
     chat::{
-        PullConversations, Read, ReadReply, RegisterPush, RegisterPushReply, SendMessage,
-        SendReply, UnregisterPush, UnregisterPushReply, UpdateConversation,
+        Forward, PullConversations, Read, ReadReply, RegisterPush, RegisterPushReply, Revoke,
+        RevokeReply, SendMessage, SendReply, UnregisterPush, UnregisterPushReply,
+        UpdateConversation,
     },
     command,
 };
@@ -512,4 +513,53 @@ async fn what_was_read_on_another_device_meanwhile_is_not_told() {
     sleep(Duration::from_secs(4) + QUIET).await;
     assert!(provider.taken().is_empty(), "{:?}", provider.taken());
     world.logic.shutdown().await.expect("it leaves well");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_revoked_meanwhile_is_not_told_and_its_words_never_are() {
+    let provider = Provider::start().await;
+    let change = |config: &mut Config| {
+        config.push.delay = millrace_service::Duration::from_secs(4);
+        config.push.show_body = true;
+    };
+    let mut world = World::start(&provider, change).await;
+    world.away(1, "ann", "apns", "a2a2").await;
+    world.away(2, "cid", "apns", "c2c2").await;
+    world.enter(3, "bob", "laptop").await;
+    let to_ann = world.say(3, "ann", "a slip").await;
+    // To cid there is one more that stands before it.
+    world.say(3, "cid", "stands").await;
+    let to_cid = world.say(3, "cid", "another slip").await;
+    for slip in [to_ann, to_cid] {
+        let id = world.id();
+        let revoke = Revoke { conversation_id: slip.conversation_id, sequence: slip.sequence };
+        let reply: RevokeReply =
+            world.gateway.request(3, command::REVOKE, id, &revoke).await.decode();
+        assert_eq!(reply.code, 0, "{}", reply.reason);
+    }
+    let told = taken(&provider, 1).await;
+    assert_eq!(told[0].token, "c2c2");
+    assert_eq!(told[0].body["aps"]["alert"]["body"], json!("New message"), "not the slip");
+    sleep(QUIET).await;
+    assert_eq!(provider.taken().len(), 1, "{:?}", provider.taken());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_missed_a_forwarded_message_is_told_of_it() {
+    let provider = Provider::start().await;
+    let mut world = World::start(&provider, |_| {}).await;
+    world.away(1, "ann", "apns", "a3a3").await;
+    world.enter(2, "bob", "laptop").await;
+    let note = world.say(2, "bob", "a note to myself").await;
+    let id = world.id();
+    let forward = Forward {
+        conversation_id: note.conversation_id,
+        sequences: vec![note.sequence],
+        user_id: "ann".into(),
+        client_message_id: "forwarded".into(),
+        ..Forward::default()
+    };
+    world.gateway.request(2, command::FORWARD, id, &forward).await;
+    let told = taken(&provider, 1).await;
+    assert_eq!((&*told[0].token, &told[0].body["sender_id"]), ("a3a3", &json!("bob")));
 }

@@ -73,8 +73,12 @@ fn refuse(status: u16, reason: &str) -> Answer {
     answer(status, json!({ "reason": reason }))
 }
 
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as u64
+}
+
 fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs()
+    now_ms() / 1_000
 }
 
 impl Provider {
@@ -246,7 +250,7 @@ fn apns(state: &mut State, token: &str, attempt: u32, request: &Request<Vec<u8>>
     }
     match &token[..4.min(token.len())] {
         "dead" => {
-            let timestamp = now_s() * 1_000;
+            let timestamp = now_ms();
             return answer(410, json!({ "reason": "Unregistered", "timestamp": timestamp }));
         }
         // Given up by APNs long before it was registered again.
