@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import select
 import signal
 import socket
@@ -117,6 +118,19 @@ JWT_SECRET = "a-secret-for-the-end-to-end-tests-only"
 API_TOKEN = "an-api-token-for-the-end-to-end-tests"
 
 
+def port_that_no_connection_takes():
+    """A free port below those that the kernel gives to outgoing connections: nobody's client has it by chance when we listen on it."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(max(lowest // 2, 1024), lowest)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                pass
+
+
 class Tiers:
     """Gateway and logic as separate processes, each with its TOML."""
 
@@ -134,9 +148,7 @@ class Tiers:
 
     def free_port(self, name):
         if name not in self.ports:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                self.ports[name] = probe.getsockname()[1]
+            self.ports[name] = port_that_no_connection_takes()
         return self.ports[name]
 
     def start_logic(self):

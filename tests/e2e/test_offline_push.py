@@ -98,11 +98,11 @@ def leave(tiers, connection, user_id):
 
 def test_the_last_device_gone_a_missed_message_is_told_with_badge_and_survives_kill_9(world, hook):
     alice, pad = world.connect(TcpConnection, "alice", "phone"), world.connect(WebSocketConnection, "alice", "pad")
-    register(alice, "alice's phone")
+    register(alice, "alices-phone")
     text = JsonConnection(world.ready)
     login = {"user_id": "bob", "token": mint_token(JWT_SECRET, "bob"), "device_id": "browser"}
     assert text.request("login", login).get("code", 0) == 0
-    assert text.request("register_push", {"provider": "webhook", "token": "bob's browser"})["code"] == 0
+    assert text.request("register_push", {"provider": "webhook", "token": "bobs-browser"})["code"] == 0
     bob = world.connect(TcpConnection, "bob", "laptop")
     leave(world, alice, "nobody")
     bob.request(SEND_MESSAGE, text_message(to="alice", body="seen on the pad"))
@@ -110,7 +110,7 @@ def test_the_last_device_gone_a_missed_message_is_told_with_badge_and_survives_k
     leave(world, pad, "alice")
     sent = bob.request(SEND_MESSAGE, text_message(to="alice", body="a secret word"))
     (note,) = hook.until(lambda notes: len(notes) == 1)
-    assert (note["user_id"], note["device_id"], note["token"]) == ("alice", "phone", "alice's phone")
+    assert (note["user_id"], note["device_id"], note["token"]) == ("alice", "phone", "alices-phone")
     assert (note["sequence"], note["conversation_id"]) == ("2", sent.conversation_id)
     assert (note["badge"], note["sender_id"], note["body"]) == (2, "bob", "New message"), "no word of the message itself"
     # What is registered outlives logic.
