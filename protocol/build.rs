@@ -31,6 +31,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let descriptors = protox::compile(&files, [&root])?;
     let encoded = descriptors.encode_to_vec();
+    // With the comments: what a description of the API is made of.
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("descriptors.bin"), &encoded)?;
 
     if std::env::var_os("CARGO_FEATURE_GRPC").is_some() {
         // The RPC of the link is named Connect, as is the convenience that tonic would add.

@@ -216,25 +216,18 @@ impl Logic {
                 client_address_header: config.users.client_address_header.clone(),
                 ..HttpSettings::default()
             };
-            let groups = http::groups::routes(chat.clone(), guard.clone(), settings.clone());
-            let sessions = http::sessions::routes(chat.clone(), guard.clone(), settings.clone());
-            let topics = http::reports::routes(chat.clone(), guard.clone(), settings.clone());
-            let push = http::push::routes(chat.clone(), guard.clone(), settings.clone());
-            let rooms = http::rooms::routes(chat.clone(), guard.clone(), settings.clone());
-            let gateways = http::gateways::routes(chat.clone(), guard.clone(), settings.clone());
-            let tokens = http::push_tokens::routes(chat.clone(), guard.clone(), settings.clone());
-            let router = http::router(api.clone(), guard.clone(), settings.clone())
-                .merge(sessions)
-                .merge(topics)
-                .merge(push)
-                .merge(groups)
-                .merge(rooms)
-                .merge(gateways)
-                .merge(tokens)
+            let routes = http::router(api.clone(), guard.clone(), settings.clone())
+                .merge(http::groups::routes(chat.clone(), guard.clone(), settings.clone()))
+                .merge(http::sessions::routes(chat.clone(), guard.clone(), settings.clone()))
+                .merge(http::reports::routes(chat.clone(), guard.clone(), settings.clone()))
+                .merge(http::push::routes(chat.clone(), guard.clone(), settings.clone()))
+                .merge(http::push_tokens::routes(chat.clone(), guard.clone(), settings.clone()))
+                .merge(http::rooms::routes(chat.clone(), guard.clone(), settings.clone()))
+                .merge(http::gateways::routes(chat.clone(), guard.clone(), settings.clone()))
                 .merge(http::users::router(users.clone(), callers.clone(), settings.clone()))
                 .merge(http::friends::router(friends.clone(), callers.clone(), settings.clone()))
-                .merge(http::attachments::router(files.clone(), callers.clone(), settings))
-                .merge(extra);
+                .merge(http::attachments::router(files.clone(), callers.clone(), settings));
+            let router = routes.into_router().merge(extra);
             doors.push(door.serve_http(router, leaving.subscribe()));
         }
         if let Some(door) = grpc_door {

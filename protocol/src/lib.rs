@@ -49,6 +49,9 @@ mod generated {
     }
 }
 
+/// Every `.proto` file as a `google.protobuf.FileDescriptorSet`, comments included.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 /// The administrative API of the reference logic (`api.proto`).
 pub use generated::api::v1 as api;
 /// Bodies of the reference chat logic's commands (`chat.proto`).

@@ -160,6 +160,11 @@ impl CallerGuard {
         self.0.services.audit()
     }
 
+    /// Who lets services in.
+    pub(crate) fn services(&self) -> &Guard {
+        &self.0.services
+    }
+
     /// Lets a call in, or refuses it. `authorization` is the header's value.
     pub(crate) async fn admit(
         &self,

@@ -1,4 +1,4 @@
-//! Groups beyond their making, and a user's conversations and messages: what services may ask. The
+//! Groups beyond their making, and a user's conversations: what services may ask. The
 //! messages are those of `groups.proto`.
 
 use async_trait::async_trait;
@@ -6,10 +6,10 @@ use millrace_logic_sdk::Refused;
 use millrace_protocol::{
     api::{
         ChangeGroupRequest, ChangeGroupResponse, ListConversationsRequest, ListJoinRequestsRequest,
-        ListMembersRequest, ListMessagesRequest, ListReceiptsRequest,
+        ListMembersRequest, ListReceiptsRequest,
     },
     chat::{
-        ConversationsReply, GroupJoinRequestsReply, GroupMembersReply, PullReceiptsReply, PullReply,
+        ConversationsReply, GroupJoinRequestsReply, GroupMembersReply, PullReceiptsReply,
     },
 };
 
@@ -43,7 +43,4 @@ pub trait GroupsApi: Send + Sync + 'static {
         &self,
         request: ListConversationsRequest,
     ) -> Result<ConversationsReply, Refused>;
-
-    /// Messages of a conversation as a user may see them, by pages.
-    async fn list_messages(&self, request: ListMessagesRequest) -> Result<PullReply, Refused>;
 }

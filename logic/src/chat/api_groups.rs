@@ -1,4 +1,4 @@
-//! What services ask about groups, and about a user's conversations and messages.
+//! What services ask about groups, and about a user's conversations.
 
 use async_trait::async_trait;
 use millrace_logic_sdk::Refused;
@@ -6,12 +6,11 @@ use millrace_protocol::{
     Code,
     api::{
         ChangeGroupRequest, ChangeGroupResponse, ListConversationsRequest, ListJoinRequestsRequest,
-        ListMembersRequest, ListMessagesRequest, ListReceiptsRequest,
+        ListMembersRequest, ListReceiptsRequest,
     },
     chat::{
         ConversationsReply, GroupActReply, GroupJoinRequests, GroupJoinRequestsReply, GroupMembers,
-        GroupMembersReply, PullConversations, PullMessages, PullReceipts, PullReceiptsReply,
-        PullReply,
+        GroupMembersReply, PullConversations, PullReceipts, PullReceiptsReply,
     },
 };
 
@@ -90,27 +89,6 @@ impl GroupsApi for Chat {
         } = request;
         let pull = PullConversations { since_version, limit, newest_first, before_version };
         let page = reads::conversations_page(&self.core, &user_id, pull).await;
-        self.counted(page.map_err(|error| groups::unread(&self.core, &error)))
-    }
-
-    async fn list_messages(&self, request: ListMessagesRequest) -> Result<PullReply, Refused> {
-        let ListMessagesRequest {
-            user_id,
-            conversation_id,
-            from_sequence,
-            to_sequence,
-            limit,
-            newest_first,
-        } = request;
-        let pull = PullMessages {
-            conversation_id,
-            from_sequence,
-            to_sequence,
-            limit,
-            newest_first,
-            ..PullMessages::default()
-        };
-        let page = reads::messages_page(&self.core, &user_id, pull).await;
         self.counted(page.map_err(|error| groups::unread(&self.core, &error)))
     }
 }

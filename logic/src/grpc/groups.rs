@@ -1,15 +1,15 @@
-//! Acts on groups, and a user's conversations and messages, over gRPC.
+//! Acts on groups, and a user's conversations, over gRPC.
 
 use std::sync::Arc;
 
 use millrace_protocol::{
     api::{
         ChangeGroupRequest, ChangeGroupResponse, ListConversationsRequest, ListJoinRequestsRequest,
-        ListMembersRequest, ListMessagesRequest, ListReceiptsRequest,
+        ListMembersRequest, ListReceiptsRequest,
         group_act_service_server::{GroupActService, GroupActServiceServer},
     },
     chat::{
-        ConversationsReply, GroupJoinRequestsReply, GroupMembersReply, PullReceiptsReply, PullReply,
+        ConversationsReply, GroupJoinRequestsReply, GroupMembersReply, PullReceiptsReply,
     },
 };
 use tonic::{Request, Response, Status, service::Routes};
@@ -60,12 +60,5 @@ impl GroupActService for Door<dyn GroupsApi> {
     ) -> Result<Response<ConversationsReply>, Status> {
         self.call(request, |api, request| async move { api.list_conversations(request).await })
             .await
-    }
-
-    async fn list_messages(
-        &self,
-        request: Request<ListMessagesRequest>,
-    ) -> Result<Response<PullReply>, Status> {
-        self.call(request, |api, request| async move { api.list_messages(request).await }).await
     }
 }

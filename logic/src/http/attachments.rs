@@ -1,49 +1,40 @@
-//! The HTTP routes of the attachments' service: what files there are as JSON, and their bytes as they
-//! are.
-//!
-//! | call | answer |
-//! |---|---|
-//! | `POST /v1/attachments` | `AttachmentInfo`: an upload begins |
-//! | `PUT /v1/attachments/{attachment_id}/content` | `AttachmentInfo`: a part, at its `Content-Range` |
-//! | `POST /v1/upload?name=&sha256=&public=&user_id=` | `AttachmentInfo`: a whole file, its type and size in the headers |
-//! | `GET`, `DELETE /v1/attachments/{attachment_id}` | `AttachmentInfo`, `RemoveAttachmentResponse` |
-//! | `GET`, `HEAD /v1/attachments/{attachment_id}/content` | the bytes; `Range`, `If-None-Match`, `If-Range`; with a token, or `expires` and `signature` of a link |
-//! | `GET /v1/attachments/{attachment_id}/link` | `AttachmentLink` |
-//! | `GET /v1/users/{user_id}/attachments/usage` | `AttachmentUsage` |
+//! The HTTP operations of the attachments' service: what files there are as JSON, and their bytes as
+//! they are, uploaded in parts or at once, downloaded with `Range`, `If-None-Match` and `If-Range`.
 
 mod range;
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use axum::{
-    Router,
     body::{Body, BodyDataStream, Bytes},
-    extract::{Request, State},
+    extract::Request,
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse as _, Response},
-    routing::{get, post, put},
 };
 use futures::StreamExt as _;
 use millrace_logic_sdk::Refused;
 use millrace_protocol::{
     Code,
-    api::{AttachmentInfo, AttachmentRequest, AttachmentUsageRequest, CreateAttachmentRequest},
+    api::{AttachmentInfo, CreateAttachmentRequest},
 };
 use serde::Deserialize;
 use tokio::{sync::mpsc, time::timeout};
 
 use self::range::{Asked, asked, content_range};
 use super::{
-    HttpSettings, Id, answer,
-    caller::{CallerDoor, query},
-    no_such_method, refusal, with_status,
+    HttpSettings, answer,
+    door::{self, Parts, query},
+    operation::{Media, Operation, Who},
+    refusal,
+    routes::{Routes, operations},
+    with_status,
 };
 use crate::{
-    api::{Access, AttachmentsApi as _, CallerGuard},
+    api::{AttachmentsApi as _, CallerGuard},
     attachments::{Attachments, Content},
 };
 
-type Door = CallerDoor<Attachments>;
+type Door = door::Door<Attachments>;
 
 /// Bytes of a refused body that are read and forgotten, and how long that may take.
 const DRAINED_BYTES_MAX: usize = 8 << 20;
@@ -54,56 +45,89 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Chunks of a download that wait for the connection.
 const CHUNKS_QUEUED_MAX: usize = 4;
 
-/// The routes; merged with those of [`super::router`].
-pub fn router(api: Arc<Attachments>, guard: CallerGuard, settings: HttpSettings) -> Router {
-    Router::new()
-        .route("/v1/attachments", post(create))
-        .route("/v1/attachments/{attachment_id}", get(get_info).delete(remove))
-        .route("/v1/attachments/{attachment_id}/content", put(receive).get(send))
-        .route("/v1/attachments/{attachment_id}/link", get(link))
-        .route("/v1/upload", post(receive_all))
-        .route("/v1/users/{user_id}/attachments/usage", get(usage))
-        .method_not_allowed_fallback(no_such_method)
-        .with_state(Arc::new(Door { api, guard, settings }))
+/// The operations, to be merged with those of [`super::router`].
+pub fn router(api: Arc<Attachments>, guard: CallerGuard, settings: HttpSettings) -> Routes {
+    let mut routes = Routes::default();
+    let door = Door::new(api, guard, settings);
+    operations! { routes, door, "AttachmentService" for callers;
+        POST "/v1/attachments" => create_attachment(Known) [NotPermitted, TooLarge, OverCapacity];
+        GET "/v1/attachments/{attachment_id}" => get_attachment(Known) [NotFound];
+        DELETE "/v1/attachments/{attachment_id}" => remove_attachment(Known) [NotFound];
+        GET "/v1/attachments/{attachment_id}/link" => get_attachment_link(Known) [NotFound];
+        GET "/v1/users/{user_id}/attachments/usage" => get_attachment_usage(Known) [NotPermitted];
+    }
+    let (receiving, sending) = (Arc::clone(&door), Arc::clone(&door));
+    routes.other(upload_of_all(), move |_, call| receive_all(Arc::clone(&door), call));
+    routes.other(upload_of_a_part(), move |parts, call| {
+        receive(Arc::clone(&receiving), parts, call)
+    });
+    // HEAD is answered as GET is, without the bytes.
+    routes.other(download(), move |parts, call| send(Arc::clone(&sending), parts, call));
+    routes
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Nothing {}
+const CONTENT: &str = "/v1/attachments/{attachment_id}/content";
 
-async fn create(State(door): State<Arc<Door>>, call: Request) -> Response {
-    door.call(Access::Known, call, |api, caller, request| async move {
-        api.create_attachment(&caller, request).await
-    })
-    .await
+fn of_file(method: Method, path: &str, id: &str, who: Who, codes: &[Code]) -> Operation {
+    Operation::alone(method, path, id, "Attachment", who, codes)
 }
 
-async fn get_info(State(door): State<Arc<Door>>, Id(attachment_id): Id, call: Request) -> Response {
-    door.query(call, |api, caller, Nothing {}| async move {
-        api.get_attachment(&caller, AttachmentRequest { attachment_id }).await
-    })
-    .await
+fn upload_of_all() -> Operation {
+    let codes = [Code::NotPermitted];
+    of_file(Method::POST, "/v1/upload", "UploadAttachment", Who::Known, &codes)
+        .about(
+            "Uploads a whole file. Its type is that of Content-Type, without parameters; its size, \
+             which is needed, that of Content-Length.",
+        )
+        .parameter("query", "name", "string", "As in CreateAttachmentRequest.")
+        .parameter("query", "sha256", "string", "As in CreateAttachmentRequest.")
+        .parameter("query", "public", "boolean", "As in CreateAttachmentRequest.")
+        .parameter("query", "user_id", "string", "As in CreateAttachmentRequest.")
+        .file("The bytes of the file.")
+        .answers(200, Media::Named("AttachmentInfo"), "All of it is kept.")
 }
 
-async fn remove(State(door): State<Arc<Door>>, Id(attachment_id): Id, call: Request) -> Response {
-    door.query(call, |api, caller, Nothing {}| async move {
-        api.remove_attachment(&caller, AttachmentRequest { attachment_id }).await
-    })
-    .await
+fn upload_of_a_part() -> Operation {
+    let codes = [Code::NotFound, Code::AlreadyExists];
+    of_file(Method::PUT, CONTENT, "UploadAttachmentPart", Who::Known, &codes)
+        .about(
+            "Uploads a part of a file, or all of it. A part starts where the part before ended: at \
+             `received`, which GetAttachment tells after a connection broke off.",
+        )
+        .parameter("path", "attachment_id", "string", "What CreateAttachment answered.")
+        .parameter(
+            "header",
+            "Content-Range",
+            "string",
+            "`bytes <first>-<last>/<size>`. Absent: the whole file. `bytes */<size>` with an empty \
+             body ends an upload that could not be ended when it had arrived.",
+        )
+        .file("The bytes of the part.")
+        .answers(200, Media::Named("AttachmentInfo"), "`received` says up to where it is kept.")
 }
 
-async fn link(State(door): State<Arc<Door>>, Id(attachment_id): Id, call: Request) -> Response {
-    door.query(call, |api, caller, Nothing {}| async move {
-        api.get_attachment_link(&caller, AttachmentRequest { attachment_id }).await
-    })
-    .await
+fn download() -> Operation {
+    let id = "DownloadAttachment";
+    of_file(Method::GET, CONTENT, id, Who::Anybody, &[Code::NotFound])
+        .about(
+            "Downloads a file, or a part of it. A token is needed, or `expires` and `signature` of a \
+             link that GetAttachmentLink made. HEAD is answered without the bytes.",
+        )
+        .parameter("path", "attachment_id", "string", "What a message's attachment says.")
+        .parameter("query", "expires", "integer", "Of a link.")
+        .parameter("query", "signature", "string", "Of a link.")
+        .parameter("header", "Range", "string", "One range; of more the whole file is sent.")
+        .parameter("header", "If-None-Match", "string", "The ETag of a file that is there already.")
+        .parameter("header", "If-Range", "string", "Range counts only if the ETag is this one.")
+        .answers(200, Media::File, "The whole file, with its own type.")
+        .answers(206, Media::File, "The part that Content-Range says.")
+        .answers(304, Media::Nothing, "It is still the one that If-None-Match names.")
 }
 
-async fn usage(State(door): State<Arc<Door>>, Id(user_id): Id, call: Request) -> Response {
-    door.query(call, |api, caller, Nothing {}| async move {
-        api.get_attachment_usage(&caller, AttachmentUsageRequest { user_id }).await
-    })
-    .await
+/// The only part of these paths that varies.
+fn attachment_id(parts: Parts) -> Result<String, Refused> {
+    let id = parts.and_then(|parts| parts.into_iter().next()).map(|(_, id)| id);
+    id.ok_or_else(|| bad("The path is not UTF-8."))
 }
 
 fn bad(reason: &str) -> Refused {
@@ -117,15 +141,16 @@ fn number(headers: &HeaderMap, name: HeaderName) -> Option<u64> {
 
 /// Lets a call in, and receives what its body says on a task of its own: a connection that breaks
 /// off must not take with it what has arrived.
-async fn receive(State(door): State<Arc<Door>>, Id(attachment_id): Id, call: Request) -> Response {
+async fn receive(door: Arc<Door>, parts: Parts, call: Request) -> Response {
     let origin = door.origin(&call);
-    let (caller, permit) = match door.admit(Access::Known, origin).await {
+    let (caller, permit) = match door.admit(Who::Known, origin).await {
         Ok(admitted) => admitted,
         Err(refused) => return refusal(&refused),
     };
-    let (parts, body) = call.into_parts();
-    let (offset, bytes_max) = match part(&parts.headers) {
-        Ok(part) => part,
+    let (head, body) = call.into_parts();
+    let wanted = attachment_id(parts).and_then(|id| Ok((id, part(&head.headers)?)));
+    let (attachment_id, (offset, bytes_max)) = match wanted {
+        Ok(wanted) => wanted,
         Err(refused) => return refusal(&refused),
     };
     let api = Arc::clone(&door.api);
@@ -200,9 +225,9 @@ struct Upload {
     user_id: String,
 }
 
-async fn receive_all(State(door): State<Arc<Door>>, call: Request) -> Response {
+async fn receive_all(door: Arc<Door>, call: Request) -> Response {
     let origin = door.origin(&call);
-    let (caller, permit) = match door.admit(Access::Known, origin).await {
+    let (caller, permit) = match door.admit(Who::Known, origin).await {
         Ok(admitted) => admitted,
         Err(refused) => return refusal(&refused),
     };
@@ -240,17 +265,18 @@ struct Link {
     signature: String,
 }
 
-async fn send(State(door): State<Arc<Door>>, Id(attachment_id): Id, call: Request) -> Response {
-    let link: Link = match query(&call) {
-        Ok(link) => link,
+async fn send(door: Arc<Door>, parts: Parts, call: Request) -> Response {
+    let named = attachment_id(parts).and_then(|id| Ok((id, query::<Link>(&call)?)));
+    let (attachment_id, link) = match named {
+        Ok(named) => named,
         Err(refused) => return refusal(&refused),
     };
     let link = (!link.signature.is_empty()).then_some(link);
     // A link says itself that it is good; a token that comes along is not looked at.
-    let access = if link.is_some() { Access::Anybody } else { Access::Known };
+    let who = if link.is_some() { Who::Anybody } else { Who::Known };
     let origin = door.origin(&call);
     let origin = if link.is_some() { origin.without_token() } else { origin };
-    let (caller, _permit) = match door.admit(access, origin).await {
+    let (caller, _permit) = match door.admit(who, origin).await {
         Ok(admitted) => admitted,
         Err(refused) => return refusal(&refused),
     };

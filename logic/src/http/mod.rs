@@ -1,63 +1,41 @@
 //! The HTTP door of the administrative API: JSON in the proto3 mapping, refusals as
-//! `{"code", "reason"}` with a fitting status. It decides nothing: every call goes to [`Api`].
+//! `{"code", "reason"}` with a fitting status. It decides nothing: every call goes to the traits of
+//! [`crate::api`].
 //!
-//! | call | answer |
-//! |---|---|
-//! | `POST /v1/groups` | `CreateGroupResponse` |
-//! | `GET`, `DELETE /v1/groups/{group_id}` | `GetGroupResponse`, `RemoveGroupResponse` |
-//! | `POST`, `DELETE /v1/groups/{group_id}/members` | `AddMembersResponse`, `RemoveMembersResponse` |
-//! | `POST /v1/messages` | `SendMessageResponse` |
-//! | `…/v1/conversations/{conversation_id}/messages…` | see `history` |
-//! | `POST /v1/rooms/{room_id}/messages` | `PublishRoomMessageResponse` |
-//! | `POST /v1/broadcast` | `BroadcastResponse` |
-//! | `POST /v1/users/{user_id}/kick` | `KickUserResponse` |
-//! | `GET /v1/users/{user_id}/presence` | `GetPresenceResponse` |
-//! | `/v1/sessions`, `/v1/presence…`, `/v1/users/{user_id}/logout` … | see [`sessions`] |
-//! | `/v1/gateways…` | see [`gateways`] |
-//! | `/v1/rooms…` | see [`rooms`], and above |
-//! | `/v1/users/{user_id}/push_tokens…` | see [`push_tokens`] |
-//! | `/v1/push…` | see [`push`] |
-//! | `/v1/topics…` | see [`reports`] |
-//! | `GET /livez`, `/readyz` (without the token) | `{"status"}`, and a reason with 503 |
+//! Which operations there are stands in rows, one file for each trait ([`groups`], [`rooms`], …);
+//! [`routes`] makes the router of them, and what it serves at `GET /v1/openapi.json`. The rows of
+//! [`Api`] and [`HistoryApi`](crate::api::HistoryApi) are here, with `GET /livez` and `/readyz`.
 
-use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::Router;
-use axum::body::Body;
-use axum::extract::{FromRequestParts, Path, Query, Request, State};
-use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use millrace_logic_sdk::Refused;
 use millrace_protocol::Code;
-use millrace_protocol::api::{
-    AddMembersRequest, BroadcastRequest, CreateGroupRequest, GetGroupRequest, GetPresenceRequest,
-    KickUserRequest, PublishRoomMessageRequest, RemoveGroupRequest, RemoveMembersRequest,
-    SendMessageRequest,
-};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
-use tokio::time::timeout;
 
-use crate::{
-    api::{Api, Guard},
-    audit::{self, Audit},
+use crate::api::{Api, Guard};
+
+use self::{
+    door::Door,
+    operation::{Media, Operation, Who},
+    routes::{Routes, operations},
 };
 
 pub mod attachments;
-mod caller;
+mod binding;
+mod descriptors;
+mod door;
 pub mod friends;
 pub mod gateways;
 pub mod groups;
-mod history;
+mod openapi;
+pub(crate) mod operation;
 pub mod push;
 pub mod push_tokens;
 pub mod reports;
 pub mod rooms;
+pub mod routes;
 pub mod sessions;
 #[cfg(test)]
 mod tests;
@@ -85,288 +63,72 @@ impl Default for HttpSettings {
     }
 }
 
-/// What the handlers of one trait of calls share.
-struct Door<A: ?Sized = dyn Api> {
-    api: Arc<A>,
-    guard: Guard,
-    settings: HttpSettings,
+/// Groups, messages, presence and the process itself; to be merged with the others.
+pub fn router(api: Arc<dyn Api>, guard: Guard, settings: HttpSettings) -> Routes {
+    let mut routes = Routes::default();
+    let door = Door::new(api, guard, settings);
+    operations! { routes, door, "GroupService" for services;
+        POST "/v1/groups" => create_group [AlreadyExists, TooLarge, OverCapacity];
+        GET "/v1/groups/{group_id}" => get_group [NotFound];
+        DELETE "/v1/groups/{group_id}" => remove_group [NotFound, NotPermitted, RoleTooLow];
+        POST "/v1/groups/{group_id}/members" => add_members
+            [NotFound, NotPermitted, RoleTooLow, OverCapacity];
+        DELETE "/v1/groups/{group_id}/members" => remove_members
+            [NotFound, NotPermitted, RoleTooLow].with_body();
+    }
+    operations! { routes, door, "MessageService" for services;
+        POST "/v1/messages" => send_message [
+            NotFound, NotPermitted, NotFriends, Blocked, Muted, WordBlocked, Replayed, RateLimited,
+            OverCapacity
+        ];
+    }
+    operations! { routes, door, "HistoryService" for services;
+        GET "/v1/conversations/{conversation_id}/messages" => pull_messages
+            [NotFound, NotPermitted];
+        POST "/v1/conversations/{conversation_id}/messages/delete" => delete_messages
+            [NotFound, NotPermitted];
+        POST "/v1/conversations/{conversation_id}/messages/forward" => forward_messages [
+            NotFound, NotPermitted, NotFriends, Blocked, Muted, WordBlocked, RateLimited,
+            OverCapacity
+        ];
+        POST "/v1/conversations/{conversation_id}/messages/{sequence}/revoke" => revoke_message
+            [NotFound, NotPermitted, RoleTooLow, TooLate];
+    }
+    operations! { routes, door, "RoomService" for services;
+        POST "/v1/rooms/{room_id}/messages" => publish_room_message
+            [NotFound, NotPermitted, WordBlocked, RateLimited];
+    }
+    operations! { routes, door, "BroadcastService" for services;
+        POST "/v1/broadcast" => broadcast [RateLimited];
+    }
+    operations! { routes, door, "UserService" for services;
+        POST "/v1/users/{user_id}/kick" => kick_user [];
+        GET "/v1/users/{user_id}/presence" => get_presence [];
+    }
+    let health = |path, id, about| {
+        Operation::alone(Method::GET, path, id, "Process", Who::Everyone, &[]).about(about)
+    };
+    routes.other(
+        health("/livez", "GetLiveness", "Whether the process runs.")
+            .answers(200, Media::Health, "It does."),
+        |_, _| async { json(StatusCode::OK, &Health { status: "live", reason: None }) },
+    );
+    routes.other(
+        health("/readyz", "GetReadiness", "Whether the process should get calls.")
+            .answers(200, Media::Health, "It should.")
+            .answers(503, Media::Health, "It should not: it starts, or it leaves."),
+        move |_, _| {
+            let reason = door.api.not_ready();
+            async move { readiness(reason) }
+        },
+    );
+    routes
 }
 
-/// The routes of the door. Others may be merged into it; a fallback is here already.
-pub fn router(api: Arc<dyn Api>, guard: Guard, settings: HttpSettings) -> Router {
-    let door = Arc::new(Door { api, guard, settings });
-    Router::new()
-        .route("/v1/groups", post(create_group))
-        .route("/v1/groups/{group_id}", get(get_group).delete(remove_group))
-        .route("/v1/groups/{group_id}/members", post(add_members).delete(remove_members))
-        .route("/v1/messages", post(send_message))
-        .route("/v1/rooms/{room_id}/messages", post(publish_room_message))
-        .route("/v1/broadcast", post(broadcast))
-        .route("/v1/users/{user_id}/kick", post(kick_user))
-        .route("/v1/users/{user_id}/presence", get(get_presence))
-        .merge(history::routes())
-        .route("/livez", get(livez))
-        .route("/readyz", get(readyz))
-        .fallback(no_such_path)
-        .method_not_allowed_fallback(no_such_method)
-        .with_state(door)
-}
-
-async fn create_group(State(door): State<Arc<Door>>, call: Request) -> Response {
-    door.call(
-        call,
-        |api, request: CreateGroupRequest| async move { api.create_group(request).await },
-    )
-    .await
-}
-
-async fn get_group(State(door): State<Arc<Door>>, Id(group_id): Id, call: Request) -> Response {
-    door.call_without_body(
-        call,
-        |api| async move { api.get_group(GetGroupRequest { group_id }).await },
-    )
-    .await
-}
-
-async fn remove_group(State(door): State<Arc<Door>>, Id(group_id): Id, call: Request) -> Response {
-    door.call_without_body(call, |api| async move {
-        api.remove_group(RemoveGroupRequest { group_id, ..Default::default() }).await
-    })
-    .await
-}
-
-async fn add_members(State(door): State<Arc<Door>>, Id(group_id): Id, call: Request) -> Response {
-    door.call(call, |api, request: AddMembersRequest| async move {
-        api.add_members(AddMembersRequest { group_id, ..request }).await
-    })
-    .await
-}
-
-async fn remove_members(
-    State(door): State<Arc<Door>>,
-    Id(group_id): Id,
-    call: Request,
-) -> Response {
-    door.call(call, |api, request: RemoveMembersRequest| async move {
-        api.remove_members(RemoveMembersRequest { group_id, ..request }).await
-    })
-    .await
-}
-
-async fn send_message(State(door): State<Arc<Door>>, call: Request) -> Response {
-    door.call(
-        call,
-        |api, request: SendMessageRequest| async move { api.send_message(request).await },
-    )
-    .await
-}
-
-async fn publish_room_message(
-    State(door): State<Arc<Door>>,
-    Id(room_id): Id,
-    call: Request,
-) -> Response {
-    door.call(call, |api, request: PublishRoomMessageRequest| async move {
-        api.publish_room_message(PublishRoomMessageRequest { room_id, ..request }).await
-    })
-    .await
-}
-
-async fn broadcast(State(door): State<Arc<Door>>, call: Request) -> Response {
-    door.call(call, |api, request: BroadcastRequest| async move { api.broadcast(request).await })
-        .await
-}
-
-async fn kick_user(State(door): State<Arc<Door>>, Id(user_id): Id, call: Request) -> Response {
-    door.call(call, |api, request: KickUserRequest| async move {
-        api.kick_user(KickUserRequest { user_id, ..request }).await
-    })
-    .await
-}
-
-async fn get_presence(State(door): State<Arc<Door>>, Id(user_id): Id, call: Request) -> Response {
-    door.call_without_body(call, |api| async move {
-        api.get_presence(GetPresenceRequest { user_id }).await
-    })
-    .await
-}
-
-async fn livez() -> Response {
-    json(StatusCode::OK, &Health { status: "live", reason: None })
-}
-
-async fn readyz(State(door): State<Arc<Door>>) -> Response {
-    match door.api.not_ready() {
+fn readiness(reason: Option<String>) -> Response {
+    match reason {
         None => json(StatusCode::OK, &Health { status: "ready", reason: None }),
         reason => json(StatusCode::SERVICE_UNAVAILABLE, &Health { status: "not_ready", reason }),
-    }
-}
-
-async fn no_such_path() -> Response {
-    refusal(&Refused::new(Code::NotFound, "There is no such path."))
-}
-
-async fn no_such_method() -> Response {
-    let refused = Refused::new(Code::BadRequest, "This path does not have this method.");
-    with_status(StatusCode::METHOD_NOT_ALLOWED, &refused)
-}
-
-/// An administrative act under way.
-struct Act {
-    name: &'static str,
-    actor: String,
-    path: String,
-}
-
-impl Act {
-    /// `T` is the message of the request, or of the answer where the request has none.
-    fn of<T>(call: &Request) -> Option<Self> {
-        let name = audit::act_of::<T>()?;
-        let actor = call.headers().get(ACTOR).and_then(|value| value.to_str().ok());
-        let (actor, path) = (actor.unwrap_or_default().to_owned(), call.uri().path().to_owned());
-        Some(Self { name, actor, path })
-    }
-
-    fn note<R>(self, audit: &Audit, target: Value, result: &Result<R, Refused>) {
-        let mut target = match target {
-            Value::Object(ids) => ids,
-            _ => Map::new(),
-        };
-        target.insert("path".to_owned(), Value::from(self.path));
-        let code = result.as_ref().map_or_else(|refused| refused.code, |_| Code::Ok);
-        audit.note("http", &self.actor, self.name, &Value::Object(target), code);
-    }
-}
-
-/// In whose name a service acts, as it says itself; for the audit line alone.
-const ACTOR: &str = "x-millrace-actor";
-
-/// Gives routes that were made elsewhere the same words for a method that they do not have.
-fn with_refusals<S: Clone + Send + Sync + 'static>(router: Router<S>) -> Router<S> {
-    router.method_not_allowed_fallback(no_such_method)
-}
-
-impl<A: ?Sized> Door<A> {
-    /// Admits a call with a JSON body and passes it on. An absent body is an empty message.
-    async fn call<Q, R, F>(&self, call: Request, to: impl FnOnce(Arc<A>, Q) -> F) -> Response
-    where
-        Q: DeserializeOwned + Serialize + Default,
-        R: Serialize,
-        F: Future<Output = Result<R, Refused>>,
-    {
-        let _permit = match self.guard.admit(authorization(&call)) {
-            Ok(permit) => permit,
-            Err(refused) => return refusal(&refused),
-        };
-        let act = Act::of::<Q>(&call);
-        let request = match read_body::<Q>(&self.settings, call.into_body()).await {
-            Ok(request) => request,
-            Err(response) => return *response,
-        };
-        let target = act.as_ref().map(|_| audit::target_of(&request));
-        let result = to(Arc::clone(&self.api), request).await;
-        if let Some(act) = act {
-            act.note(self.guard.audit(), target.unwrap_or_default(), &result);
-        }
-        answer(result)
-    }
-
-    async fn call_without_body<R, F>(&self, call: Request, to: impl FnOnce(Arc<A>) -> F) -> Response
-    where
-        R: Serialize,
-        F: Future<Output = Result<R, Refused>>,
-    {
-        let _permit = match self.guard.admit(authorization(&call)) {
-            Ok(permit) => permit,
-            Err(refused) => return refusal(&refused),
-        };
-        let act = Act::of::<R>(&call);
-        let result = to(Arc::clone(&self.api)).await;
-        if let Some(act) = act {
-            act.note(self.guard.audit(), Value::Null, &result);
-        }
-        answer(result)
-    }
-
-    /// Admits a call whose parameters are in its query.
-    async fn call_with_query<Q, R, F>(
-        &self,
-        call: Request,
-        to: impl FnOnce(Arc<A>, Q) -> F,
-    ) -> Response
-    where
-        Q: DeserializeOwned,
-        R: Serialize,
-        F: Future<Output = Result<R, Refused>>,
-    {
-        let _permit = match self.guard.admit(authorization(&call)) {
-            Ok(permit) => permit,
-            Err(refused) => return refusal(&refused),
-        };
-        match Query::<Q>::try_from_uri(call.uri()) {
-            Ok(Query(query)) => answer(to(Arc::clone(&self.api), query).await),
-            Err(error) => {
-                let reason = format!("The query is not as expected: {}.", error.body_text());
-                refusal(&Refused::new(Code::BadRequest, reason))
-            }
-        }
-    }
-}
-
-/// Reads a JSON body within the bounds. An absent one is an empty message.
-async fn read_body<Q: DeserializeOwned + Default>(
-    settings: &HttpSettings,
-    body: Body,
-) -> Result<Q, Box<Response>> {
-    let max = settings.body_bytes_max;
-    let patience = Duration::from_millis(u64::from(settings.body_ms_max));
-    let body = match timeout(patience, axum::body::to_bytes(body, max)).await {
-        Ok(Ok(body)) => body,
-        Ok(Err(error)) => {
-            // The cause tells a body that is too large from one that broke off; its type is
-            // private to a crate below, so the sentence covers both.
-            let reason = format!("The body is above {max} bytes or broke off: {error}.");
-            return Err(Box::new(refusal(&Refused::new(Code::TooLarge, reason))));
-        }
-        Err(_) => {
-            let refused = Refused::new(Code::BadRequest, "The body did not arrive in time.");
-            return Err(Box::new(with_status(StatusCode::REQUEST_TIMEOUT, &refused)));
-        }
-    };
-    if body.is_empty() {
-        return Ok(Q::default());
-    }
-    serde_json::from_slice(&body).map_err(|error| {
-        let reason = format!("The body is not the JSON expected: {error}.");
-        Box::new(refusal(&Refused::new(Code::BadRequest, reason)))
-    })
-}
-
-/// The one variable part of a path.
-struct Id(String);
-
-impl<S: Send + Sync> FromRequestParts<S> for Id {
-    type Rejection = Response;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
-        match Path::<String>::from_request_parts(parts, state).await {
-            Ok(Path(id)) => Ok(Self(id)),
-            Err(_) => Err(refusal(&Refused::new(Code::BadRequest, "The path is not UTF-8."))),
-        }
-    }
-}
-
-/// The two variable parts of a path.
-struct Ids(String, String);
-
-impl<S: Send + Sync> FromRequestParts<S> for Ids {
-    type Rejection = Response;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
-        match Path::<(String, String)>::from_request_parts(parts, state).await {
-            Ok(Path((first, second))) => Ok(Self(first, second)),
-            Err(_) => Err(refusal(&Refused::new(Code::BadRequest, "The path is not UTF-8."))),
-        }
     }
 }
 
@@ -381,10 +143,6 @@ struct Health {
 struct Refusal<'a> {
     code: u32,
     reason: &'a str,
-}
-
-fn authorization(call: &Request) -> Option<&[u8]> {
-    call.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes)
 }
 
 fn answer<R: Serialize>(result: Result<R, Refused>) -> Response {
@@ -424,7 +182,7 @@ fn json<T: Serialize>(status: StatusCode, message: &T) -> Response {
 }
 
 /// The status that fits a code.
-const fn status_of(code: Code) -> StatusCode {
+pub(crate) const fn status_of(code: Code) -> StatusCode {
     match code {
         Code::Ok => StatusCode::OK,
         Code::NotLoggedIn

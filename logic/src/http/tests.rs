@@ -18,7 +18,7 @@ async fn serve(api: impl Api, calls_in_flight_max: usize) -> SocketAddr {
     let settings =
         HttpSettings { body_bytes_max: 1_000, body_ms_max: 50, ..HttpSettings::default() };
     let guard = Guard::new(TOKEN, calls_in_flight_max);
-    let router = router(Arc::new(api), guard, settings);
+    let router = router(Arc::new(api), guard, settings).into_router();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = listener.local_addr().expect("bound");
     tokio::spawn(async move { axum::serve(listener, router).await });
