@@ -6,11 +6,15 @@
 //! - [`logging`]: one line an event on standard error, JSON when nobody watches
 //! - [`signal`]: SIGTERM and SIGINT as a future
 //!
+//! With the feature `testing`, `documented`: whether a commented file shows every key.
+//!
 //! Nothing here knows the gateway or the logic tier, and nothing runs unless it is called: there
 //! are no globals besides the one log subscriber that [`logging::init`] installs.
 
 pub mod config;
 pub mod cpu_time;
+#[cfg(any(test, feature = "testing"))]
+pub mod documented;
 pub mod logging;
 pub mod signal;
 pub mod units;

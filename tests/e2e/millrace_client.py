@@ -28,6 +28,8 @@ from grpc_tools import protoc
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as websocket_connect
 
+import openapi
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -378,10 +380,17 @@ class Api:
         self.token = ready["api_token"]
 
     def call(self, method, path, body=None, token=None):
-        """Returns (status, decoded JSON)."""
+        """Returns (status, decoded JSON), which is held against the description that the process serves. An empty
+        token is not shown at all."""
+        status, answer = self._call(method, path, body, self.token if token is None else token)
+        openapi.check(self.base, method, path, status, answer)
+        return status, answer
+
+    def _call(self, method, path, body, token):
         data = None if body is None else json.dumps(body).encode()
         request = http_request.Request(self.base + path, data=data, method=method)
-        request.add_header("Authorization", f"Bearer {self.token if token is None else token}")
+        if token:
+            request.add_header("Authorization", f"Bearer {token}")
         if data is not None:
             request.add_header("Content-Type", "application/json")
         opener = http_request.build_opener(http_request.ProxyHandler({}))

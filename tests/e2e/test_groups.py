@@ -129,7 +129,7 @@ def test_services_page_through_members_conversations_and_receipts(tiers):
     assert [receipt["user_id"] for receipt in receipts["receipts"]] == ["u007"], (status, receipts)
     status, rows = api.call("GET", "/v1/users/u009/conversations?newest_first=true&limit=5")
     assert [(row["conversation_id"], row["unread"]) for row in rows["conversations"]] == [(conversation, "1")]
-    status, pulled = api.call("GET", f"/v1/users/u009/conversations/{conversation}/messages?newest_first=true")
+    status, pulled = api.call("GET", f"/v1/conversations/{conversation}/messages?user_id=u009&newest_first=true")
     assert [message["message_id"] for message in pulled["messages"]] == [sent["message_id"]]
-    assert api.call("GET", f"/v1/users/mallory/conversations/{conversation}/messages")[0] == 403
+    assert api.call("GET", f"/v1/conversations/{conversation}/messages?user_id=mallory")[0] == 403
     assert api.call("GET", "/v1/groups/many/members?limit=x")[0] == 400

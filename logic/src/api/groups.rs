@@ -8,9 +8,7 @@ use millrace_protocol::{
         ChangeGroupRequest, ChangeGroupResponse, ListConversationsRequest, ListJoinRequestsRequest,
         ListMembersRequest, ListReceiptsRequest,
     },
-    chat::{
-        ConversationsReply, GroupJoinRequestsReply, GroupMembersReply, PullReceiptsReply,
-    },
+    chat::{ConversationsReply, GroupJoinRequestsReply, GroupMembersReply, PullReceiptsReply},
 };
 
 /// As [`Api`](super::Api), for acts on groups and for what a user would pull.

@@ -8,9 +8,7 @@ use millrace_protocol::{
         ListMembersRequest, ListReceiptsRequest,
         group_act_service_server::{GroupActService, GroupActServiceServer},
     },
-    chat::{
-        ConversationsReply, GroupJoinRequestsReply, GroupMembersReply, PullReceiptsReply,
-    },
+    chat::{ConversationsReply, GroupJoinRequestsReply, GroupMembersReply, PullReceiptsReply},
 };
 use tonic::{Request, Response, Status, service::Routes};
 

@@ -155,3 +155,16 @@ async fn a_refusal_keeps_code_reason_and_delay() {
         assert_eq!(metadata.get("retry-after-ms").expect("the delay"), "1500");
     }
 }
+
+#[tokio::test]
+async fn each_refusal_has_its_own_code_and_sentence() {
+    let mut messages = MessageServiceClient::new(connect().await);
+    for code in Code::ALL.iter().filter(|code| **code != Code::Ok) {
+        let client_message_id = code.label().to_owned();
+        let request = SendMessageRequest { client_message_id, ..SendMessageRequest::default() };
+        let status = messages.send_message(with_token(request)).await.expect_err("refused");
+        assert_eq!(status.message(), "as wanted", "{code}");
+        let number = code.number().to_string();
+        assert_eq!(status.metadata().get("millrace-code").expect("our code"), number.as_str());
+    }
+}

@@ -58,9 +58,8 @@ pub fn router(api: Arc<Attachments>, guard: CallerGuard, settings: HttpSettings)
     }
     let (receiving, sending) = (Arc::clone(&door), Arc::clone(&door));
     routes.other(upload_of_all(), move |_, call| receive_all(Arc::clone(&door), call));
-    routes.other(upload_of_a_part(), move |parts, call| {
-        receive(Arc::clone(&receiving), parts, call)
-    });
+    routes
+        .other(upload_of_a_part(), move |parts, call| receive(Arc::clone(&receiving), parts, call));
     // HEAD is answered as GET is, without the bytes.
     routes.other(download(), move |parts, call| send(Arc::clone(&sending), parts, call));
     routes

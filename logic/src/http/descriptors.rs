@@ -25,7 +25,8 @@ static DESCRIPTORS: LazyLock<Descriptors> = LazyLock::new(|| {
     for file in pool.files() {
         let locations = file.file_descriptor_proto().source_code_info.iter();
         for location in locations.flat_map(|info| &info.location) {
-            let comment = location.leading_comments.as_ref().or(location.trailing_comments.as_ref());
+            let comment =
+                location.leading_comments.as_ref().or(location.trailing_comments.as_ref());
             if let Some(comment) = comment {
                 comments.insert((file.name().to_owned(), location.path.clone()), joined(comment));
             }

@@ -125,8 +125,7 @@ impl<A: ?Sized> Door<A> {
         let bad = |reason: String| Box::new(refusal(&Refused::new(Code::BadRequest, reason)));
         let parts = parts.ok_or_else(|| bad("The path is not UTF-8.".to_owned()))?;
         let parts = parts.iter().map(|(name, text)| (&**name, &**text));
-        let encoded =
-            binding.encode(parts, call.uri().query().unwrap_or_default()).map_err(bad)?;
+        let encoded = binding.encode(parts, call.uri().query().unwrap_or_default()).map_err(bad)?;
         let mut request = match &binding.within {
             Some(field) => {
                 let body = read_body(&self.settings, call.into_body()).await?;

@@ -30,7 +30,7 @@ pub mod friends;
 pub mod gateways;
 pub mod groups;
 mod openapi;
-pub(crate) mod operation;
+mod operation;
 pub mod push;
 pub mod push_tokens;
 pub mod reports;
@@ -109,8 +109,11 @@ pub fn router(api: Arc<dyn Api>, guard: Guard, settings: HttpSettings) -> Routes
         Operation::alone(Method::GET, path, id, "Process", Who::Everyone, &[]).about(about)
     };
     routes.other(
-        health("/livez", "GetLiveness", "Whether the process runs.")
-            .answers(200, Media::Health, "It does."),
+        health("/livez", "GetLiveness", "Whether the process runs.").answers(
+            200,
+            Media::Health,
+            "It does.",
+        ),
         |_, _| async { json(StatusCode::OK, &Health { status: "live", reason: None }) },
     );
     routes.other(
@@ -182,7 +185,7 @@ fn json<T: Serialize>(status: StatusCode, message: &T) -> Response {
 }
 
 /// The status that fits a code.
-pub(crate) const fn status_of(code: Code) -> StatusCode {
+const fn status_of(code: Code) -> StatusCode {
     match code {
         Code::Ok => StatusCode::OK,
         Code::NotLoggedIn

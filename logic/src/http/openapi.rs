@@ -5,6 +5,8 @@
 //! describe themselves, and these are described by the `.proto` files already.
 
 mod schemas;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -134,9 +136,9 @@ fn words(operation: &Operation) -> (String, String) {
             text.push_str(message);
         }
     }
-    let (summary, rest) = text.split_once(". ").unwrap_or_else(|| {
-        text.split_once("\n\n").unwrap_or((text.trim_end_matches('.'), ""))
-    });
+    let (summary, rest) = text
+        .split_once(". ")
+        .unwrap_or_else(|| text.split_once("\n\n").unwrap_or((text.trim_end_matches('.'), "")));
     (summary.trim_end_matches('.').to_owned(), rest.trim().to_owned())
 }
 

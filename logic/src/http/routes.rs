@@ -86,6 +86,12 @@ impl Routes {
             .method_not_allowed_fallback(no_such_method)
     }
 
+    /// What is said of the operations so far.
+    #[cfg(test)]
+    pub(super) fn description(&self) -> serde_json::Value {
+        openapi::document(&self.rows)
+    }
+
     /// An operation that is a call of `door`'s trait: `to` gets its request.
     pub(super) fn call<A, Q, R, F>(
         &mut self,
@@ -157,12 +163,6 @@ impl Routes {
             None => methods,
         };
         self.by_path.insert(path, merged);
-    }
-
-    /// The rows, for tests that compare them with other doors.
-    #[cfg(test)]
-    pub(crate) fn rows(&self) -> &[(Operation, Option<Binding>)] {
-        &self.rows
     }
 }
 

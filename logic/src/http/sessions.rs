@@ -38,10 +38,9 @@ pub fn routes(api: Arc<dyn SessionsApi>, guard: Guard, settings: HttpSettings) -
         POST "/v1/presence/query" => query_presence [];
     }
     let call = ("PresenceService", "WatchPresence");
-    let watching =
-        Operation::of_call(Method::GET, "/v1/presence/watch", call, Who::Services, &[])
-            .renamed("user_id", "user_ids")
-            .answers(200, Media::Events, "A stream that goes on until one side ends it.");
+    let watching = Operation::of_call(Method::GET, "/v1/presence/watch", call, Who::Services, &[])
+        .renamed("user_id", "user_ids")
+        .answers(200, Media::Events, "A stream that goes on until one side ends it.");
     routes.answered(watching, move |binding, parts, call| {
         let door = Arc::clone(&door);
         async move { door.watch_presence(&binding, parts, call).await }

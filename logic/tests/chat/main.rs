@@ -5,6 +5,7 @@
 mod api;
 mod catch_up;
 mod cursors;
+mod description;
 mod edits;
 mod forward;
 mod group;

@@ -44,8 +44,7 @@ impl Schemas {
 
     /// A reference to the schema of a message, which is made if it is not there.
     pub(super) fn reference(&mut self, message: &MessageDescriptor, way: Direction) -> Value {
-        let is_twofold =
-            way == Direction::Request && self.in_answers.contains(message.full_name());
+        let is_twofold = way == Direction::Request && self.in_answers.contains(message.full_name());
         let name = short_name(message) + if is_twofold { "Input" } else { "" };
         if !self.done.contains_key(&name) {
             // Its place first: a message may hold itself.
