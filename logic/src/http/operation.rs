@@ -206,6 +206,13 @@ impl Operation {
             .filter_map(|part| part.strip_prefix('{').and_then(|name| name.strip_suffix('}')))
     }
 
+    /// Whether a body is looked at.
+    pub(super) fn has_body(&self) -> bool {
+        let elsewhere = self.path_names().count() + self.presets.len();
+        let is_left = |request: MessageDescriptor| request.fields().len() > elsewhere;
+        self.file.is_some() || (self.with_body && self.request().is_some_and(is_left))
+    }
+
     /// The codes of every refusal that may come, each once.
     pub(super) fn all_codes(&self) -> Vec<Code> {
         let mut codes = self.codes.clone();
@@ -224,7 +231,7 @@ impl Operation {
         if matches!(self.who, Who::Anybody | Who::Known) {
             codes.extend([Code::TokenExpired, Code::RateLimited]);
         }
-        if self.with_body || self.file.is_some() {
+        if self.has_body() {
             codes.push(Code::TooLarge);
         }
         codes.sort_unstable();
