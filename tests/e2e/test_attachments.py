@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import grpc
 import pytest
 
+import openapi
 from millrace_client import (
     SEND_MESSAGE, JsonConnection, TcpConnection, WebSocketConnection, chat, mint_token, text_message,
 )
@@ -47,7 +48,9 @@ class Caller:
     def json(self, method, path, body=None, **headers):
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         status, _, content = self.request(method, path, data, **headers)
-        return status, json.loads(content)
+        answer = json.loads(content)
+        openapi.check(self.ready["http"], method, path, status, answer)
+        return status, answer
 
     def upload(self, content, name="file.bin", kind="application/octet-stream", query=""):
         status, info = self.json("POST", f"/v1/upload?name={name}{query}", content, Content_Type=kind)

@@ -7,7 +7,7 @@ import time
 import grpc
 import pytest
 
-from millrace_client import SEND_MESSAGE, JsonConnection, TcpConnection, WebSocketConnection, text_message
+from millrace_client import SEND_MESSAGE, Api, JsonConnection, TcpConnection, WebSocketConnection, text_message
 from processes import API_TOKEN
 
 messages = importlib.import_module("millrace.api.v1.users_pb2")
@@ -20,24 +20,7 @@ PASSWORD = "correct horse battery"
 
 def call(ready, method, path, body=None, token=""):
     """Calls without a token unless one is given."""
-    from millrace_client import Api
-
-    api = Api(ready)
-    if token:
-        return api.call(method, path, body, token=token)
-    from urllib import request as http_request
-    from urllib.error import HTTPError
-    import json
-
-    data = None if body is None else json.dumps(body).encode()
-    request = http_request.Request(api.base + path, data=data, method=method)
-    request.add_header("Content-Type", "application/json")
-    opener = http_request.build_opener(http_request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=10) as response:
-            return response.status, json.loads(response.read() or b"{}")
-    except HTTPError as error:
-        return error.code, json.loads(error.read() or b"{}")
+    return Api(ready).call(method, path, body, token=token)
 
 
 def register(dev, **fields):

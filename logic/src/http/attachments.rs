@@ -50,7 +50,7 @@ pub fn router(api: Arc<Attachments>, guard: CallerGuard, settings: HttpSettings)
     let mut routes = Routes::default();
     let door = Door::new(api, guard, settings);
     operations! { routes, door, "AttachmentService" for callers;
-        POST "/v1/attachments" => create_attachment(Known) [NotPermitted, TooLarge, OverCapacity];
+        POST "/v1/attachments" => create_attachment(Known) [NotPermitted];
         GET "/v1/attachments/{attachment_id}" => get_attachment(Known) [NotFound];
         DELETE "/v1/attachments/{attachment_id}" => remove_attachment(Known) [NotFound];
         GET "/v1/attachments/{attachment_id}/link" => get_attachment_link(Known) [NotFound];

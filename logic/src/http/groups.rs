@@ -17,15 +17,8 @@ use super::{
 use crate::api::{Guard, groups::GroupsApi};
 
 /// What any act may be refused with.
-const REFUSALS: [Code; 7] = [
-    Code::NotFound,
-    Code::NotPermitted,
-    Code::RoleTooLow,
-    Code::AlreadyExists,
-    Code::TooLarge,
-    Code::OverCapacity,
-    Code::RateLimited,
-];
+const REFUSALS: [Code; 4] =
+    [Code::NotFound, Code::NotPermitted, Code::RoleTooLow, Code::AlreadyExists];
 
 /// The operations, to be merged with the others.
 pub fn routes(api: Arc<dyn GroupsApi>, guard: Guard, settings: HttpSettings) -> Routes {

@@ -68,18 +68,17 @@ pub fn router(api: Arc<dyn Api>, guard: Guard, settings: HttpSettings) -> Routes
     let mut routes = Routes::default();
     let door = Door::new(api, guard, settings);
     operations! { routes, door, "GroupService" for services;
-        POST "/v1/groups" => create_group [AlreadyExists, TooLarge, OverCapacity];
+        POST "/v1/groups" => create_group [AlreadyExists];
         GET "/v1/groups/{group_id}" => get_group [NotFound];
         DELETE "/v1/groups/{group_id}" => remove_group [NotFound, NotPermitted, RoleTooLow];
         POST "/v1/groups/{group_id}/members" => add_members
-            [NotFound, NotPermitted, RoleTooLow, OverCapacity];
+            [NotFound, NotPermitted, RoleTooLow];
         DELETE "/v1/groups/{group_id}/members" => remove_members
             [NotFound, NotPermitted, RoleTooLow].with_body();
     }
     operations! { routes, door, "MessageService" for services;
         POST "/v1/messages" => send_message [
-            NotFound, NotPermitted, NotFriends, Blocked, Muted, WordBlocked, Replayed, RateLimited,
-            OverCapacity
+            NotFound, NotPermitted, NotFriends, Blocked, Muted, WordBlocked, Replayed, RateLimited
         ];
     }
     operations! { routes, door, "HistoryService" for services;
@@ -87,16 +86,13 @@ pub fn router(api: Arc<dyn Api>, guard: Guard, settings: HttpSettings) -> Routes
             [NotFound, NotPermitted];
         POST "/v1/conversations/{conversation_id}/messages/delete" => delete_messages
             [NotFound, NotPermitted];
-        POST "/v1/conversations/{conversation_id}/messages/forward" => forward_messages [
-            NotFound, NotPermitted, NotFriends, Blocked, Muted, WordBlocked, RateLimited,
-            OverCapacity
-        ];
+        POST "/v1/conversations/{conversation_id}/messages/forward" => forward_messages
+            [NotFound, NotPermitted, NotFriends, Blocked, Muted, WordBlocked, RateLimited];
         POST "/v1/conversations/{conversation_id}/messages/{sequence}/revoke" => revoke_message
             [NotFound, NotPermitted, RoleTooLow, TooLate];
     }
     operations! { routes, door, "RoomService" for services;
-        POST "/v1/rooms/{room_id}/messages" => publish_room_message
-            [NotFound, NotPermitted, WordBlocked, RateLimited];
+        POST "/v1/rooms/{room_id}/messages" => publish_room_message [];
     }
     operations! { routes, door, "BroadcastService" for services;
         POST "/v1/broadcast" => broadcast [RateLimited];

@@ -14,7 +14,7 @@ pub fn routes(api: Arc<dyn PushApi>, guard: Guard, settings: HttpSettings) -> Ro
     let mut routes = Routes::default();
     let door = Door::new(api, guard, settings);
     operations! { routes, door, "PushService" for services;
-        POST "/v1/push" => push [NotFound, TooLarge, RateLimited, OverCapacity];
+        POST "/v1/push" => push [NotFound, RateLimited];
         GET "/v1/push/{notice_id}" => get_push [NotFound];
     }
     routes

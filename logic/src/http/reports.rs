@@ -15,8 +15,8 @@ pub fn routes(api: Arc<dyn TopicsApi>, guard: Guard, settings: HttpSettings) -> 
     let door = Door::new(api, guard, settings);
     operations! { routes, door, "TopicService" for services;
         GET "/v1/topics" => list_topics [];
-        GET "/v1/topics/{topic}" => read_topic [NotFound, OverCapacity];
-        POST "/v1/topics/{topic}/consumers/{consumer}" => commit_offset [NotFound, OverCapacity];
+        GET "/v1/topics/{topic}" => read_topic [NotFound];
+        POST "/v1/topics/{topic}/consumers/{consumer}" => commit_offset [NotFound];
     }
     routes
 }
