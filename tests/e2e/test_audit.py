@@ -53,8 +53,8 @@ def test_acts_of_services_through_every_door_leave_a_line_and_those_of_users_non
             ("grpc", "carol", "ChangeGroup", "ok"),
             ("grpc", "carol", "UpdateUser", "ok"),
         ]
-        assert lines[1]["target"] == {"group_id": "g", "path": "/v1/groups/g/announce"}
+        assert lines[1]["target"] == {"group_id": "g", "announce": {}, "path": "/v1/groups/g/announce"}
         assert (lines[4]["target"]["user_id"], lines[4]["target"]["other_id"]) == ("ada", "bob")
-        assert lines[5]["target"] == {"group_id": "g"}
+        assert lines[5]["target"] == {"group_id": "g", "announce": {}}
     finally:
         tiers.logic.terminate()

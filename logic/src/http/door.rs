@@ -275,3 +275,29 @@ pub(super) fn query<Q: DeserializeOwned>(call: &Request) -> Result<Q, Refused> {
         Refused::new(Code::BadRequest, format!("The query is not the one expected: {error}."))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use millrace_protocol::api::{ChangeGroupRequest, change_group_request::Act};
+    use serde_json::json;
+
+    use super::*;
+
+    fn announced(body: Value) -> Result<ChangeGroupRequest, serde_json::Error> {
+        let Value::Object(body) = body else { panic!("{body} is no object") };
+        let others = [("actor_user_id", "actorUserId")].into_iter();
+        serde_json::from_value(wrapped("announce", others, body))
+    }
+
+    #[test]
+    fn the_body_of_an_act_is_that_of_its_field_with_the_actor_beside_it() {
+        for actor in ["actor_user_id", "actorUserId"] {
+            let request = announced(json!({ "text": "hear", actor: "ann" })).expect("an act");
+            assert_eq!(request.actor_user_id, "ann");
+            assert!(matches!(request.act, Some(Act::Announce(act)) if act.text == "hear"));
+        }
+        let nobody = announced(json!({})).expect("an act");
+        assert_eq!(nobody.act, Some(Act::Announce(Default::default())));
+        announced(json!({ "text": 7 })).expect_err("no text");
+    }
+}

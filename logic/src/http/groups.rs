@@ -57,3 +57,25 @@ fn acts() -> impl Iterator<Item = &'static str> {
         .collect();
     names.into_iter()
 }
+
+#[cfg(test)]
+mod tests {
+    use millrace_protocol::api::ChangeGroupRequest;
+    use serde_json::json;
+
+    use super::acts;
+
+    #[test]
+    fn every_act_of_the_request_has_a_path() {
+        let acts: Vec<&str> = acts().collect();
+        for act in ["create", "announce", "set_role", "answer_join_request", "dissolve"] {
+            assert!(acts.contains(&act), "{act}: {acts:?}");
+        }
+        for act in acts {
+            let request: ChangeGroupRequest =
+                serde_json::from_value(json!({ act: {} })).expect("a request");
+            let named = serde_json::to_value(&request).expect("JSON");
+            assert!(named.get(act).is_some(), "{act}: {named}");
+        }
+    }
+}
