@@ -216,18 +216,16 @@ impl Operation {
     /// The codes of every refusal that may come, each once.
     pub(super) fn all_codes(&self) -> Vec<Code> {
         let mut codes = self.codes.clone();
-        if self.answers.iter().any(|answer| answer.media == Media::Health) {
+        if self.who == Who::Everyone {
             return codes;
         }
-        codes.push(Code::BadRequest);
-        if self.who != Who::Everyone {
-            codes.extend([
-                Code::BadToken,
-                Code::OverCapacity,
-                Code::LogicUnavailable,
-                Code::Internal,
-            ]);
-        }
+        codes.extend([
+            Code::BadRequest,
+            Code::BadToken,
+            Code::OverCapacity,
+            Code::LogicUnavailable,
+            Code::Internal,
+        ]);
         if matches!(self.who, Who::Anybody | Who::Known) {
             codes.extend([Code::TokenExpired, Code::RateLimited]);
         }
