@@ -334,8 +334,25 @@ class JsonConnection:
         if request_id is None:
             request_id = self.next_request_id
             self.next_request_id += 1
-        self.websocket.send(json.dumps({"command": command, "request_id": request_id, "body": body}))
+        self.send_text(json.dumps({"command": command, "request_id": request_id, "body": body}))
         return request_id
+
+    def send_text(self, text):
+        try:
+            self.websocket.send(text)
+        except ConnectionClosed as error:
+            raise closed_of(error) from error
+
+    def receive_text(self, timeout):
+        """The next message, or None if none comes in time; raises Closed."""
+        try:
+            text = self.websocket.recv(timeout=max(0.001, timeout))
+        except TimeoutError:
+            return None
+        except ConnectionClosed as error:
+            raise closed_of(error) from error
+        assert isinstance(text, str), "the text form answers in text messages"
+        return text
 
     def wait_for(self, predicate, timeout=5.0):
         for message in self.inbox:
@@ -344,13 +361,9 @@ class JsonConnection:
                 return message
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
-            try:
-                text = self.websocket.recv(timeout=left)
-            except TimeoutError:
+            text = self.receive_text(left)
+            if text is None:
                 break
-            except ConnectionClosed as error:
-                raise closed_of(error) from error
-            assert isinstance(text, str), "the text form answers in text messages"
             message = json.loads(text)
             if predicate(message):
                 return message
@@ -365,7 +378,9 @@ class JsonConnection:
             timeout,
         )
         if message["command"] == "error":
-            raise Refused(session.Error(code=int(message["body"]["code"]), reason=message["body"].get("reason", "")))
+            body = message["body"]
+            raise Refused(session.Error(
+                code=int(body["code"]), reason=body.get("reason", ""), retry_after_ms=int(body.get("retry_after_ms", 0))))
         return message["body"]
 
     def close(self):

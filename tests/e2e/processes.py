@@ -142,6 +142,7 @@ class Tiers:
         self.gateway_config = folder / "gateway.toml"
         self.logic = self.gateway = None
         self.logic_settings = ""
+        self.store_settings = ""
         self.login_settings = ""
         self.gateway_connections = ""
         self.ports = {}
@@ -153,7 +154,7 @@ class Tiers:
 
     def start_logic(self):
         self.logic_config.write_text(
-            f'{self.logic_settings}\n[store]\ndirectory = "{self.folder / "data"}"\n'
+            f'{self.logic_settings}\n[store]\ndirectory = "{self.folder / "data"}"\n{self.store_settings}'
             f'[link]\nlisten = "127.0.0.1:{self.free_port("link")}"\n'
             f'[http]\nlisten = "127.0.0.1:{self.free_port("http")}"\n'
             f'[grpc]\nlisten = "127.0.0.1:{self.free_port("grpc")}"\n[admin]\nlisten = "127.0.0.1:{self.free_port("logic-admin")}"\n'
