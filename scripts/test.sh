@@ -83,6 +83,10 @@ step "test vectors are what their generator writes"
 python3 protocol/vectors/generate.py --check
 done_step
 
+step "the table of what is proven names tests that exist"
+python3 scripts/proof.py
+done_step
+
 [ "$scope" = all ] || exit 0
 
 step "release build of every program"
