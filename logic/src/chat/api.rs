@@ -74,6 +74,15 @@ impl Chat {
         act(&self.core).inspect_err(|refused| self.core.count_refusal(refused.code))
     }
 
+    /// Takes a message that a service sends off the rate of the user in whose name it is.
+    pub(super) fn pace_message(&self, sender_id: &str) -> Result<(), Refused> {
+        self.core.online.pace(sender_id, Paced::ServiceMessage).map_err(|wait_ms| {
+            // In the words that a client hears.
+            let reason = Code::RateLimited.sentence();
+            self.refused(Code::RateLimited, reason).retry_after(wait_ms)
+        })
+    }
+
     pub(super) fn refused(&self, code: Code, reason: impl Into<String>) -> Refused {
         self.core.count_refusal(code);
         Refused::new(code, reason)
@@ -242,10 +251,7 @@ impl Api for Chat {
             timestamp_ms: request.timestamp_ms,
             nonce: request.nonce,
         };
-        self.core.online.pace(&request.sender_id, Paced::ServiceMessage).map_err(|wait_ms| {
-            let reason = "Too many messages in this user's name; slow down.";
-            self.refused(Code::RateLimited, reason).retry_after(wait_ms)
-        })?;
+        self.pace_message(&request.sender_id)?;
         seen_before(&self.core, &request.sender_id, &message)
             .inspect_err(|refused| self.core.count_refusal(refused.code))?;
         if request.no_store {

@@ -11,7 +11,7 @@ use millrace_protocol::{
     chat::{Forward, PullMessages, SendMessage, SendReply},
 };
 
-use super::{Chat, forward, live, paces::Paced, reads, receiver::unix_ms};
+use super::{Chat, forward, live, reads, receiver::unix_ms};
 use crate::{
     api::HistoryApi,
     storage::{Actor, Outcome, StoreError, Write, limits::USER_ID_BYTES_MAX},
@@ -124,10 +124,7 @@ impl HistoryApi for Chat {
         request: ForwardMessagesRequest,
     ) -> Result<SendMessageResponse, Refused> {
         self.check_user(&request.sender_id, "sender_id")?;
-        self.core.online.pace(&request.sender_id, Paced::ServiceMessage).map_err(|wait_ms| {
-            let reason = "Too many messages in this user's name; slow down.";
-            self.refused(Code::RateLimited, reason).retry_after(wait_ms)
-        })?;
+        self.pace_message(&request.sender_id)?;
         let forward = Forward {
             conversation_id: request.conversation_id,
             sequences: request.sequences,

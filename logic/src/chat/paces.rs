@@ -43,7 +43,7 @@ pub(crate) enum Paced {
     Presence,
     /// Reports to business services.
     Report,
-    /// Logins, refreshes, and logging out everywhere.
+    /// Logins, refreshes, logging out everywhere, and where a device is reached while it is offline.
     Login,
     /// Messages that services send in the user's name.
     ServiceMessage,
@@ -57,7 +57,12 @@ impl RequestClass {
     /// What a command counts as.
     pub(crate) fn of(command: u16) -> Self {
         match command {
-            command::SEND_MESSAGE | command::ROOM_MESSAGE | command::FORWARD => Self::Message,
+            // Each of these goes to every other member.
+            command::SEND_MESSAGE
+            | command::ROOM_MESSAGE
+            | command::FORWARD
+            | command::REVOKE
+            | command::TYPING => Self::Message,
             command::PULL_MESSAGES
             | command::PULL_CONVERSATIONS
             | command::PULL_RECEIPTS
@@ -70,7 +75,11 @@ impl RequestClass {
             | command::SUBSCRIBE_PRESENCE
             | command::UNSUBSCRIBE_PRESENCE => Self::Paced(Paced::Presence),
             command::REPORT => Self::Paced(Paced::Report),
-            command::LOGOUT_EVERYWHERE => Self::Paced(Paced::Login),
+            // What a device does once in its session.
+            command::LOGOUT_EVERYWHERE | command::REGISTER_PUSH | command::UNREGISTER_PUSH => {
+                Self::Paced(Paced::Login)
+            }
+            // Own rows and memory alone; and what is refused as unknown.
             _ => Self::Frame,
         }
     }
@@ -218,23 +227,41 @@ mod tests {
         assert!(paces.buckets() <= 30_000, "{}", paces.buckets());
     }
 
+    /// A command that is added to the table has to be given its rate here.
     #[test]
-    fn every_command_that_asks_the_store_or_the_registry_has_a_rate() {
-        for (command, expected) in [
-            (command::SEND_MESSAGE, RequestClass::Message),
-            (command::ROOM_MESSAGE, RequestClass::Message),
-            (command::PULL_MESSAGES, RequestClass::Paced(Paced::Pull)),
-            (command::PULL_CONVERSATIONS, RequestClass::Paced(Paced::Pull)),
-            (command::GROUP_BY_ID, RequestClass::Paced(Paced::Pull)),
-            (command::QUERY_PRESENCE, RequestClass::Paced(Paced::Presence)),
-            (command::SUBSCRIBE_PRESENCE, RequestClass::Paced(Paced::Presence)),
-            (command::UNSUBSCRIBE_PRESENCE, RequestClass::Paced(Paced::Presence)),
-            (command::REPORT, RequestClass::Paced(Paced::Report)),
-            (command::LOGOUT_EVERYWHERE, RequestClass::Paced(Paced::Login)),
-            (command::DELIVER_ACK, RequestClass::Frame),
-            (0x7fff, RequestClass::Frame),
-        ] {
-            assert_eq!(RequestClass::of(command), expected, "{command:#06x}");
+    fn every_command_of_the_table_has_the_rate_that_was_chosen_for_it() {
+        use command::*;
+        let messages = [SEND_MESSAGE, ROOM_MESSAGE, FORWARD, REVOKE, TYPING].into_iter();
+        let messages = messages.chain(CREATE_GROUP..=DISSOLVE_GROUP);
+        let pulls = [
+            PULL_MESSAGES,
+            PULL_CONVERSATIONS,
+            PULL_RECEIPTS,
+            GROUP_BY_ID,
+            GROUP_MEMBERS,
+            GROUP_JOIN_REQUESTS,
+        ];
+        let presence = [QUERY_PRESENCE, SUBSCRIBE_PRESENCE, UNSUBSCRIBE_PRESENCE];
+        let logins = [LOGOUT_EVERYWHERE, REGISTER_PUSH, UNREGISTER_PUSH];
+        let frames =
+            [NOTICE_ACK, DELIVER_ACK, READ, DELETE, UPDATE_CONVERSATION, JOIN_ROOM, LEAVE_ROOM];
+        // Never a client's: the gateway answers the first, and the server alone says the others.
+        let not_ours = (HEARTBEAT..=REFRESH).chain([NOTICE, DELIVER, RECEIPT, PRESENCE]);
+        let chosen: Vec<(u16, RequestClass)> = messages
+            .map(|command| (command, RequestClass::Message))
+            .chain(pulls.map(|command| (command, RequestClass::Paced(Paced::Pull))))
+            .chain(presence.map(|command| (command, RequestClass::Paced(Paced::Presence))))
+            .chain(logins.map(|command| (command, RequestClass::Paced(Paced::Login))))
+            .chain([(REPORT, RequestClass::Paced(Paced::Report))])
+            .chain(frames.map(|command| (command, RequestClass::Frame)))
+            .chain(not_ours.map(|command| (command, RequestClass::Frame)))
+            .collect();
+        for (number, name) in ALL {
+            let rates: Vec<_> = chosen.iter().filter(|(command, _)| command == number).collect();
+            let [(_, rate)] = rates[..] else { panic!("{name} has {} rates", rates.len()) };
+            assert_eq!(RequestClass::of(*number), *rate, "{name}");
         }
+        assert_eq!(chosen.len(), ALL.len());
+        assert_eq!(RequestClass::of(0x7fff), RequestClass::Frame);
     }
 }
