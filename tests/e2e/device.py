@@ -157,14 +157,30 @@ class View:
             sent_at_ms=old.sent_at_ms, does_not_count=old.does_not_count, state=state, revoked_by=revoked_by,
         )
 
-    def unread(self, user_id):
-        """Counting messages that are still there, after the latest of: joining, the read cursor, the own last message."""
+    def floor(self, user_id):
+        """The latest of: joining, the read cursor, the own last message."""
         own = max((sequence for sequence, message in self.messages.items() if message.sender_id == user_id), default=0)
-        floor = max(self.init, self.read, own)
+        return max(self.init, self.read, own)
+
+    def unread(self, user_id):
+        """Counting messages after that which are still there."""
+        floor = self.floor(user_id)
         return sum(
             sequence > floor and not message.does_not_count and state_of(message) == NORMAL
             for sequence, message in self.messages.items()
         )
+
+    def mentioned(self, user_id):
+        """The newest unread message that calls this user by name (0: none); None if a later one is gone that may have."""
+        floor = self.floor(user_id)
+        for sequence in sorted(self.messages, reverse=True):
+            if sequence <= floor:
+                break
+            if state_of(self.messages[sequence]) != NORMAL:
+                return None
+            if user_id in self.messages[sequence].mentions.user_ids:
+                return sequence
+        return 0
 
     def cursor(self, user_id, delivered, read):
         known = self.cursors.setdefault(user_id, [0, 0])

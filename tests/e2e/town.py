@@ -198,6 +198,9 @@ def differ(device, histories, cursors):
             yield f"{of} read {view.read}, init {view.init} here, {row.read_sequence}, {row.init_sequence} there"
         if view.unread(device.user_id) != row.unread and not row.quit:
             yield f"{of} {view.unread(device.user_id)} unread here, {row.unread} there"
+        mentioned = view.mentioned(device.user_id)
+        if mentioned not in (None, row.mentioned_sequence) and not row.quit:
+            yield f"{of} called by name in {mentioned} here, in {row.mentioned_sequence} there"
         if view.newest() != max(row.init_sequence, row.max_sequence):
             yield f"{of} ends at {view.newest()} here, {row.max_sequence} there"
         if row.quit:

@@ -107,10 +107,22 @@ class Acts:
         group = next(g for g in self.groups if g.conversation_id == conversation_id)
         if device.user_id in group.muted:
             return False
-        self.say(
-            device, group_id=group.id, body=f"@{message.sender_id} yes", quote=chat.Quote(sequence=message.sequence),
+        send = self.new_send(
+            group_id=group.id, body=f"@{message.sender_id} yes", quote=chat.Quote(sequence=message.sequence),
             mentions=chat.Mentions(user_ids=[message.sender_id]))
+        reply = device.send(send)
+        if reply.code == NOT_FOUND and self.is_gone(device, conversation_id, [message.sequence]):
+            self.refused.add((device.user_id, send.client_message_id))
+            return False
+        assert reply.code == 0, f"{device}: {reply}"
+        self.note(device.user_id, send, reply)
         return True
+
+    def is_gone(self, device, conversation_id, sequences):
+        """Whether one of these was revoked or deleted, which the device need not have heard yet."""
+        return any(
+            (conversation_id, sequence) in self.revoked or (device.user_id, conversation_id, sequence) in self.deleted
+            for sequence in sequences)
 
     def write_and_repeat(self, device):
         """The answer was lost, so the app sends again."""
@@ -241,8 +253,7 @@ class Acts:
             conversation_id=conversation_id, sequences=[message.sequence, *more], merged=merged,
             client_message_id=f"f-{next(self.numbers)}", title="What was said" if merged else "", **target)
         reply = device.forward(forward)
-        # Somebody may have revoked one of them a moment ago.
-        if reply.code == NOT_FOUND and any((conversation_id, sequence) in self.revoked for sequence in forward.sequences):
+        if reply.code == NOT_FOUND and self.is_gone(device, conversation_id, forward.sequences):
             return False
         assert (reply.code, reply.count) == (0, 0 if merged else 1 + len(more)), f"{device}: {reply}"
         for sequence in range(reply.sequence - max(1, reply.count) + 1, reply.sequence + 1):
