@@ -185,7 +185,7 @@ fn announce(options: &Options, ready: &Ready) -> Result<(), Box<dyn Error>> {
         "\
 Millrace is ready.
 
-  chat page   {http}/?user=alice   and   {http}/?user=bob
+  chat page   {http}/?user=alice   and   {http}/?user=bob   (log in or register there as somebody else)
   WebSocket   {websocket}   (subprotocols millrace.v1 and millrace.v1.json)
   TCP         {tcp}
   HTTP API    {http}/v1/…   (Authorization: Bearer {api_token})

@@ -1,5 +1,6 @@
 //! The demo page and what it needs to know. It is served without authorization and hands out tokens
-//! of the ready-made users, so it exists in `millrace dev` alone.
+//! of the ready-made users, so it exists in `millrace dev` alone. Others register and log in on it, by
+//! the calls that any app makes.
 
 use std::sync::{Arc, OnceLock};
 

@@ -94,3 +94,56 @@ def test_page_reconnects_by_itself_and_sends_what_was_written_meanwhile(dev, bro
     wait(browser, lambda driver: status_of("written while offline")(driver) in ("sent", "delivered", "read"), 20)
     assert online(browser)
     assert sum("written while offline" in row.text for row in browser.find_elements(By.CSS_SELECTOR, ".message")) == 1
+
+
+def use_account(driver, button, user_id, password, other):
+    """Fills in the form and presses one of its buttons."""
+    driver.find_element(By.ID, "change").click()
+    for field, text in (("name", user_id), ("password", password), ("with", other)):
+        entry = wait(driver, lambda driver: driver.find_element(By.ID, field))
+        entry.clear()
+        entry.send_keys(text)
+    driver.find_element(By.ID, button).click()
+
+
+def is_talking(user_id, other):
+    def find(driver):
+        heading = driver.find_element(By.TAG_NAME, "h1").text
+        return online(driver) and heading == f"Millrace: {user_id} talks to {other}"
+
+    return find
+
+
+def test_people_register_and_log_in_with_a_password_and_stay_so_after_a_reload(dev, browser):
+    ada, ben = dev.user(), dev.user()
+    browser.get(dev.ready["http"] + "/")
+    first = browser.current_window_handle
+    wait(browser, online)
+    use_account(browser, "register", ada, "the engine weaves", ben)
+    wait(browser, is_talking(ada, ben))
+    write(browser, "are you new here, too?")
+
+    browser.switch_to.new_window("window")
+    browser.get(dev.ready["http"] + "/")
+    wait(browser, online)
+    use_account(browser, "register", ben, "another password", ada)
+    wait(browser, is_talking(ben, ada))
+    wait(browser, shows("are you new here, too?"))
+    browser.refresh()
+    wait(browser, is_talking(ben, ada))
+    wait(browser, shows("are you new here, too?"))
+
+    # A wrong password is said in words, a right one opens the same conversation, and none is kept in the page.
+    browser.switch_to.new_window("window")
+    browser.get(dev.ready["http"] + "/")
+    wait(browser, online)
+    use_account(browser, "log-in", ada, "a guess", ben)
+    problem = browser.find_element(By.ID, "problem")
+    wait(browser, lambda _: problem.text == "The name or the password is wrong.")
+    browser.find_element(By.ID, "cancel").click()
+    use_account(browser, "log-in", ada, "the engine weaves", ben)
+    wait(browser, is_talking(ada, ben))
+    wait(browser, lambda driver: status_of("are you new here, too?")(driver) == "read")
+    assert "the engine weaves" not in browser.execute_script("return JSON.stringify(sessionStorage)")
+    browser.switch_to.window(first)
+    wait(browser, lambda driver: status_of("are you new here, too?")(driver) == "read")
