@@ -17,6 +17,7 @@ use millrace_protocol::api::{
     RemoveMembersResponse, SendMessageRequest, SendMessageResponse,
 };
 pub mod groups;
+pub mod search;
 pub mod sessions;
 
 use subtle::ConstantTimeEq;

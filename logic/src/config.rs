@@ -24,6 +24,7 @@ mod presence;
 mod push;
 mod replay;
 mod rooms;
+mod search;
 mod sessions;
 
 pub use audit::AuditFile;
@@ -36,6 +37,7 @@ pub use presence::Presence;
 pub use push::{Push, PushApns, PushFcm, PushWebhook};
 pub use replay::{Check as ReplayCheck, Replay};
 pub use rooms::Rooms;
+pub use search::Search;
 pub use sessions::{SessionClass, Sessions, SessionsFull};
 
 use crate::{chat::ChatSettings, storage::embedded::Options};
@@ -93,6 +95,8 @@ pub struct Config {
     pub sessions: Sessions,
     /// Requests that were seen before.
     pub replay: Replay,
+    /// Full-text search.
+    pub search: Search,
     /// Who is told when who comes and goes.
     pub presence: Presence,
     /// How often one user may ask, by kind of request.
@@ -304,6 +308,7 @@ impl Default for Config {
             attachments: Attachments::default(),
             sessions: Sessions::default(),
             replay: Replay::default(),
+            search: Search::default(),
             presence: Presence::default(),
             paces: Paces::default(),
             limits: Limits::default(),
@@ -497,6 +502,7 @@ impl Config {
         self.login.check()?;
         self.sessions.check()?;
         self.replay.check()?;
+        self.search.check()?;
         self.presence.check()?;
         self.paces.check()?;
         let limits = &self.limits;

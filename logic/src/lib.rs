@@ -13,6 +13,7 @@
 //! - [`rooms`]: rooms that business services have made, and who belongs there
 //! - [`audit`]: a line for each administrative act
 //! - [`push`]: how devices that are offline are reached: APNs, FCM, a webhook
+//! - [`search`]: full-text search
 //! - [`config`]: the TOML file
 //! - [`Logic`]: all of it, put together as one process
 //!
@@ -35,6 +36,7 @@ mod process;
 pub mod push;
 pub mod registry;
 pub mod rooms;
+pub mod search;
 pub mod storage;
 mod user_filter;
 pub mod words;

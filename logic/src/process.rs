@@ -19,6 +19,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 
 mod push;
 mod revocations;
+mod search;
 mod verifier;
 
 use self::{revocations::forget_old, verifier::verifier};
@@ -38,6 +39,7 @@ use crate::{
     notices::{EmbeddedNotices, NoticeStore as _},
     registry::{MemoryRegistry, MemoryRegistrySettings},
     rooms::{EmbeddedRooms, RoomDirectory},
+    search::SearchIndex,
     storage::{
         Store, StoreError,
         accounts::AccountStore,
@@ -107,6 +109,7 @@ pub struct Logic {
     store: Arc<EmbeddedStore>,
     bus: EmbeddedBus,
     notices: EmbeddedNotices,
+    search: Option<Arc<dyn SearchIndex>>,
     leaving: watch::Sender<bool>,
     doors: Vec<JoinHandle<()>>,
     shutdown_timeout: Duration,
@@ -151,7 +154,9 @@ impl Logic {
         let files = open_attachments(&config, &secrets, &embedded)?;
         let rooms = Arc::new(EmbeddedRooms::open(&embedded)?);
         let directory = RoomDirectory::open(rooms, config.rooms.limits()).await?;
+        let search = search::start(&config, &embedded)?;
         let foundation = Foundation {
+            search: search.clone(),
             store: store.clone(),
             registry: Arc::new(MemoryRegistry::new(MemoryRegistrySettings::default())),
             bus: Arc::new(bus.clone()),
@@ -224,6 +229,7 @@ impl Logic {
                 .merge(http::push_tokens::routes(chat.clone(), guard.clone(), settings.clone()))
                 .merge(http::rooms::routes(chat.clone(), guard.clone(), settings.clone()))
                 .merge(http::gateways::routes(chat.clone(), guard.clone(), settings.clone()))
+                .merge(http::search::routes(chat.clone(), guard.clone(), settings.clone()))
                 .merge(http::users::router(users.clone(), callers.clone(), settings.clone()))
                 .merge(http::friends::router(friends.clone(), callers.clone(), settings.clone()))
                 .merge(http::attachments::router(files.clone(), callers.clone(), settings));
@@ -238,7 +244,8 @@ impl Logic {
                 .add_service(grpc::push_tokens::service(chat.clone(), guard.clone()))
                 .add_service(grpc::reports::service(chat.clone(), guard.clone()));
             let routes = grpc::sessions::add_to(routes, chat.clone(), guard.clone());
-            let routes = grpc::groups::add_to(routes, chat.clone(), guard);
+            let routes = grpc::groups::add_to(routes, chat.clone(), guard.clone());
+            let routes = grpc::search::add_to(routes, chat.clone(), guard);
             let routes = grpc::with_users(routes, users, callers.clone());
             let routes = grpc::with_friends(routes, friends, callers.clone());
             let files: Arc<dyn AttachmentsApi> = files;
@@ -259,6 +266,7 @@ impl Logic {
         tokio::spawn(expire(bus.clone(), notices.clone(), left(leaving.subscribe())));
         Ok(Self {
             addresses,
+            search,
             server,
             chat,
             store: embedded,
@@ -308,6 +316,9 @@ impl Logic {
         }
         self.notices.close().await?;
         self.bus.close().await?;
+        if let Some(search) = self.search {
+            search.close().await;
+        }
         self.store.close().await?;
         if drained { Ok(()) } else { Err(ShutdownError::Late(self.shutdown_timeout)) }
     }

@@ -101,6 +101,8 @@ commands! {
     UPDATE_CONVERSATION = 0x020B, "update_conversation";
     /// Somebody is typing.
     TYPING = 0x020C, "typing";
+    /// Finds messages of the past.
+    SEARCH_MESSAGES = 0x020D, "search_messages";
     /// Who has read a message.
     PULL_RECEIPTS = 0x020E, "pull_receipts";
     /// Enters a live room.

@@ -3,7 +3,7 @@
 //! Counters and histograms live here; gauges of queues and tables are read when somebody scrapes.
 //! No label holds a user, a connection or an address.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use millrace_logic_sdk::{CountersSnapshot, GatewayStatus};
 use prometheus_client::{
@@ -104,6 +104,10 @@ pub struct Metrics {
     pub(crate) outbox_bytes: Gauge,
     pub(crate) sessions: Family<TransportLabel, Gauge>,
     pub(crate) users: Gauge,
+    pub(crate) search_messages: Gauge,
+    pub(crate) search_bytes: Gauge,
+    pub(crate) search_lag_seconds: Gauge<f64, AtomicU64>,
+    pub(crate) search_notes_dropped: Counter,
     pub(crate) word_rules: Gauge,
     pub(crate) word_reloads: Counter,
     pub(crate) word_reloads_failed: Counter,
@@ -180,6 +184,10 @@ impl Default for Metrics {
             outbox_bytes: Gauge::default(),
             sessions: Family::default(),
             users: Gauge::default(),
+            search_messages: Gauge::default(),
+            search_bytes: Gauge::default(),
+            search_lag_seconds: Gauge::default(),
+            search_notes_dropped: Counter::default(),
             word_rules: Gauge::default(),
             word_reloads: Counter::default(),
             word_reloads_failed: Counter::default(),
@@ -289,6 +297,13 @@ impl Metrics {
             "outbox_bytes", "The same in bytes", outbox_bytes;
             "sessions", "Sessions of the connected gateways", sessions;
             "users", "Users with a session", users;
+            "search_messages", "Messages that a search can find", search_messages;
+            "search_bytes", "Files of the search index", search_bytes;
+            "search_lag_seconds",
+                "For how long the oldest message that a search cannot find yet has waited", search_lag_seconds;
+            "search_notes_dropped",
+                "Messages that came faster than they are indexed; the index reads them from the store later",
+                search_notes_dropped;
             "word_rules", "Rules of the list of words in force", word_rules;
             "word_reloads", "The list of words was read again and taken", word_reloads;
             "word_reloads_failed",

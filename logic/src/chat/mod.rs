@@ -66,6 +66,7 @@ mod receiver;
 mod reports;
 mod room_directory;
 mod rooms;
+mod search;
 mod sessions_api;
 mod settings;
 mod sync;
@@ -94,6 +95,7 @@ use crate::{
     notices::NoticeStore,
     registry::Registry,
     rooms::RoomDirectory,
+    search::SearchIndex,
     storage::{Revocations, Store},
 };
 use gateways::Assigned;
@@ -133,6 +135,8 @@ pub struct Foundation {
     pub verifier: Arc<dyn TokenVerifier>,
     /// Who may join live rooms and speak in them.
     pub rooms: Arc<dyn RoomPolicy>,
+    /// Where messages are searched; `None`: SEARCH_MESSAGES is not served.
+    pub search: Option<Arc<dyn SearchIndex>>,
     /// Whose tokens of before are good no more.
     pub revocations: Arc<dyn Revocations>,
     /// Who may see whether somebody is online.
@@ -176,6 +180,7 @@ pub(crate) struct Core {
     pub gateways: Gateways,
     pub online: Online,
     pub rooms: Rooms,
+    pub search: Option<Arc<dyn SearchIndex>>,
     pub revocations: Arc<dyn Revocations>,
     pub recent_logouts: logout::Recent,
     pub logins_seen: ReplayGuard,
@@ -278,6 +283,7 @@ impl Chat {
             online: Online::new(rates, held_max, Paces::new(paced, settings.paced_buckets_max)),
             words,
             rooms: Rooms::new(foundation.rooms, foundation.directory, &settings),
+            search: foundation.search,
             revocations: foundation.revocations,
             recent_logouts: logout::Recent::default(),
             logins_seen: ReplayGuard::new(settings.replay_login),
@@ -361,6 +367,17 @@ impl Chat {
         metrics.word_rules.set(words.rules as i64);
         metrics.word_reloads.inner().store(words.reloads, Ordering::Relaxed);
         metrics.word_reloads_failed.inner().store(words.reloads_failed, Ordering::Relaxed);
+        if let Some(index) = &self.core.search {
+            let search = index.status();
+            metrics.search_messages.set(search.messages as i64);
+            metrics.search_bytes.set(search.bytes as i64);
+            metrics.search_lag_seconds.set(search.lag_ms as f64 / 1_000.0);
+            metrics.search_notes_dropped.inner().store(search.dropped, Ordering::Relaxed);
+            metrics
+                .queued
+                .get_or_create(&QueueLabel { queue: "search" })
+                .set(search.waiting as i64);
+        }
         metrics.users.set(self.core.online.users() as i64);
         let gauge = |queue, queued: usize, max: usize| {
             metrics.queued.get_or_create(&QueueLabel { queue }).set(queued as i64);

@@ -66,6 +66,7 @@ impl RequestClass {
             command::PULL_MESSAGES
             | command::PULL_CONVERSATIONS
             | command::PULL_RECEIPTS
+            | command::SEARCH_MESSAGES
             | command::GROUP_BY_ID
             | command::GROUP_MEMBERS
             | command::GROUP_JOIN_REQUESTS => Self::Paced(Paced::Pull),

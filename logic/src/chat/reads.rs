@@ -20,6 +20,7 @@ use super::{
     Core, expiry, forward, groups, live, logout, presence_requests,
     processor::Job,
     receiver::{self, decode, seen_before, write_on},
+    search,
     sync::empty_body,
 };
 use crate::storage::{StoreError, conversation_id::ConversationName};
@@ -59,6 +60,7 @@ async fn read(core: &Core, writes: &mpsc::Sender<Job>, inbound: Inbound) {
         command::GROUP_MEMBERS => groups::members(core, &inbound).await,
         command::GROUP_JOIN_REQUESTS => groups::join_requests(core, &inbound).await,
         command::PULL_RECEIPTS => groups::receipts(core, &inbound).await,
+        command::SEARCH_MESSAGES => search::serve(core, &inbound).await,
         command::TYPING => typing(core, &inbound).await,
         command::LOGOUT_EVERYWHERE => logout::serve(core, &inbound).await,
         command::QUERY_PRESENCE | command::SUBSCRIBE_PRESENCE | command::UNSUBSCRIBE_PRESENCE => {

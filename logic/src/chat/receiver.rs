@@ -141,6 +141,7 @@ impl Chat {
             | command::GROUP_MEMBERS
             | command::GROUP_JOIN_REQUESTS
             | command::PULL_RECEIPTS
+            | command::SEARCH_MESSAGES
             | command::TYPING => {
                 if let Err(inbound) = enqueue(&intake.reads, inbound).await {
                     core.refuse(&inbound, Code::Internal, Code::Internal.sentence());

@@ -27,6 +27,7 @@ use super::{
     online::Receiver,
     processor::{Commit, Origin},
     receipts::Receipts,
+    search,
 };
 use crate::storage::{Outcome, StoreError, extras::STATE_REVOKED, groups::Told};
 
@@ -282,6 +283,9 @@ impl Dispatch<'_> {
         let mut newest = 0;
         let mut deliveries = self.core.online.deliveries();
         for ((origin, _), outcome) in origins.iter().zip(outcomes) {
+            if let Some(index) = &self.core.search {
+                search::note(&**index, outcome);
+            }
             let from = receivers.len();
             let except = match origin {
                 Origin::Frame(inbound) => Some(inbound.session.address),

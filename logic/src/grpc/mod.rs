@@ -44,6 +44,7 @@ pub mod push;
 pub mod push_tokens;
 pub mod reports;
 pub mod rooms;
+pub mod search;
 pub mod sessions;
 #[cfg(test)]
 mod tests;

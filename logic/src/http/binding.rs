@@ -40,6 +40,7 @@ impl Binding {
             let is_other_act = within.is_some() && field.containing_oneof().is_some();
             !path.contains(field)
                 && !is_other_act
+                && within.as_ref() != Some(field)
                 && !operation.presets.iter().any(|(name, _)| *name == field.name())
         };
         let open = request.fields().filter(is_open).collect::<Vec<_>>();

@@ -36,6 +36,7 @@ pub mod push_tokens;
 pub mod reports;
 pub mod rooms;
 pub mod routes;
+pub mod search;
 pub mod sessions;
 #[cfg(test)]
 mod tests;

@@ -138,6 +138,13 @@ pub trait Store: groups::GroupStore + Send + Sync + 'static {
         limit: usize,
     ) -> Result<ConversationPage, StoreError>;
 
+    /// Every conversation that the user is or was in, with what the user may see of it, in no
+    /// order.
+    ///
+    /// # Errors
+    /// The store's own failures; an unknown user has none.
+    async fn member_ranges(&self, user_id: &str) -> Result<Vec<MemberRange>, StoreError>;
+
     /// The user's conversation rows that changed after `since_version`, oldest change first, at
     /// most `limit`.
     ///
@@ -210,6 +217,17 @@ pub trait Store: groups::GroupStore + Send + Sync + 'static {
     /// # Errors
     /// When the last flush failed.
     async fn close(&self) -> Result<(), StoreError>;
+}
+
+/// What a user may see of a conversation: the messages behind `after`, up to `up_to`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberRange {
+    /// Which one.
+    pub conversation_id: String,
+    /// The newest message when the user came; 0: none.
+    pub after: u64,
+    /// The newest message when the user left; `u64::MAX`: has not.
+    pub up_to: u64,
 }
 
 /// Whom a message is for.

@@ -17,6 +17,7 @@ mod presence;
 mod refusals;
 mod reports;
 mod rooms;
+mod search;
 mod security;
 mod sessions;
 mod single;

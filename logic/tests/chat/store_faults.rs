@@ -18,7 +18,7 @@ use millrace_logic::{
     registry::{MemoryRegistry, MemoryRegistrySettings},
     rooms::{EmbeddedRooms, RoomDirectory, RoomLimits},
     storage::{
-        Changes, ConversationPage, Members, Outcome, Page, Store, StoreError, Write,
+        Changes, ConversationPage, MemberRange, Members, Outcome, Page, Store, StoreError, Write,
         embedded::{EmbeddedRevocations, EmbeddedStore, Options},
         groups::{GroupStore, JoinRequestPage, MemberPage, ReceiptFilter, ReceiptPage, Role},
     },
@@ -94,6 +94,10 @@ impl Store for Handled {
         limit: usize,
     ) -> Result<ConversationPage, StoreError> {
         self.inner.conversations(user_id, since_version, limit).await
+    }
+
+    async fn member_ranges(&self, user_id: &str) -> Result<Vec<MemberRange>, StoreError> {
+        self.inner.member_ranges(user_id).await
     }
 
     async fn recent_conversations(
@@ -201,6 +205,7 @@ impl Bench {
             commits: Semaphore::new(commits),
         });
         let foundation = Foundation {
+            search: None,
             store: store.clone(),
             registry: Arc::new(MemoryRegistry::new(MemoryRegistrySettings::default())),
             bus: Arc::new(bus),

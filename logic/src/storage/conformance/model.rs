@@ -7,7 +7,7 @@ use fastrand::Rng;
 
 use super::*;
 use crate::storage::{
-    Actor, Copied, Extras,
+    Actor, Copied, Extras, MemberRange,
     extras::{STATE_DELETED, STATE_EXPIRED, STATE_NORMAL, STATE_REVOKED, bury},
 };
 
@@ -178,6 +178,7 @@ impl Model {
                     let Some((message, _)) = found else {
                         return format!("refused {}", Code::NotFound);
                     };
+                    let stored = &conversation.messages[*sequence as usize - 1].0;
                     let any = conversation.group.as_ref().is_some_and(|group| {
                         let (power, of) = (group.power(user), group.power(&message.sender_id));
                         power > 0 && (message.sender_id == *user || power > of)
@@ -188,7 +189,6 @@ impl Model {
                         return format!("refused {code}");
                     }
                     let late = at_ms - message.sent_at_ms > *limit_ms as i64;
-                    let stored = &conversation.messages[*sequence as usize - 1].0;
                     if !any && stored.state == STATE_NORMAL && (late || *limit_ms == 0) {
                         return format!("refused {}", Code::TooLate);
                     }
@@ -791,6 +791,16 @@ async fn agree<S: Store>(store: &S, model: &Model, since: u64, random: &mut Rng)
     for user in USERS {
         let rows = store.conversations(user, since, 1_000).await.unwrap();
         assert_eq!(rows.conversations, model.conversations(user, since), "{user} since {since}");
+        let mut ranges = store.member_ranges(user).await.unwrap();
+        ranges.sort_by(|one, other| one.conversation_id.cmp(&other.conversation_id));
+        let seen = |row: chat::Conversation| MemberRange {
+            up_to: if row.quit { row.max_sequence } else { u64::MAX },
+            after: row.init_sequence,
+            conversation_id: row.conversation_id,
+        };
+        let mut known: Vec<_> = model.conversations(user, 0).into_iter().map(seen).collect();
+        known.sort_by(|one, other| one.conversation_id.cmp(&other.conversation_id));
+        assert_eq!(ranges, known, "what {user} may see");
         let recent = store.recent_conversations(user, 0, 1_000).await.unwrap();
         let mut newest_first = model.conversations(user, 0);
         newest_first.sort_by(|one, other| {

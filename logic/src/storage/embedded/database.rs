@@ -238,6 +238,22 @@ impl View<'_> {
         Ok(())
     }
 
+    /// Keys and values of a range, undecoded, as long as `each` wants more.
+    pub fn raw_range(
+        &self,
+        table: Table,
+        range: std::ops::RangeInclusive<Vec<u8>>,
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        for row in self.snapshot.range(self.tables.keyspace(table), range) {
+            let (key, value) = row.into_inner().map_err(failed)?;
+            if !each(&key, &value)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// All keys and values that begin with a prefix, undecoded.
     pub fn prefix(
         &self,

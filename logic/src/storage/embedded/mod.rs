@@ -55,7 +55,8 @@ use self::{
     writer::{Commit, MembersCache, Shared},
 };
 use super::{
-    Changes, ConversationPage, Members, Outcome, Page, Store, StoreError, Write, conversation_id,
+    Changes, ConversationPage, MemberRange, Members, Outcome, Page, Store, StoreError, Write,
+    conversation_id,
     groups::{GroupStore, JoinRequestPage, MemberPage, ReceiptFilter, ReceiptPage, Role},
 };
 
@@ -70,6 +71,7 @@ mod reader;
 mod relations;
 mod revocations;
 mod rows;
+mod scan;
 mod side;
 mod side_group;
 #[cfg(test)]
@@ -308,6 +310,11 @@ impl Store for EmbeddedStore {
 
     fn version(&self) -> u64 {
         self.shared.version.load(Ordering::Acquire)
+    }
+
+    async fn member_ranges(&self, user_id: &str) -> Result<Vec<MemberRange>, StoreError> {
+        let user_id = user_id.to_owned();
+        self.read(move |tables, _| reader::member_ranges(tables, &user_id)).await
     }
 
     async fn recent_conversations(

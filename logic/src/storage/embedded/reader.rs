@@ -14,7 +14,7 @@ use super::{
     writer::Shared,
 };
 use crate::storage::{
-    Changes, ConversationPage, Members, Page, StoreError,
+    Changes, ConversationPage, MemberRange, Members, Page, StoreError,
     conversation_id::ConversationName,
     extras::{STATE_DELETED, STATE_NORMAL, bury},
     limits::USER_ID_BYTES_MAX,
@@ -222,6 +222,31 @@ pub fn conversations(
         false => newest,
     };
     Ok(ConversationPage { conversations, version, complete })
+}
+
+/// See [`Store::member_ranges`](crate::storage::Store::member_ranges).
+pub fn member_ranges(tables: &Tables, user_id: &str) -> Result<Vec<MemberRange>, StoreError> {
+    if !(1..=USER_ID_BYTES_MAX).contains(&user_id.len()) {
+        return Ok(vec![]);
+    }
+    let prefix = keys::user_prefix(user_id);
+    let mut ranges = vec![];
+    tables.view().prefix(Table::Users, &prefix, |key, value| {
+        match keys::conversation_of(key, prefix.len()) {
+            Some((conversation_id, UserRow::Member)) => {
+                let row: MemberRow = super::database::decode(Table::Users, value)?;
+                ranges.push(MemberRange {
+                    conversation_id: conversation_id.to_owned(),
+                    after: row.init_sequence,
+                    up_to: row.quit_sequence.unwrap_or(u64::MAX),
+                });
+            }
+            Some(_) => {}
+            None => return Err(not_a_conversation()),
+        }
+        Ok(())
+    })?;
+    Ok(ranges)
 }
 
 /// See [`Store::recent_conversations`](crate::storage::Store::recent_conversations).
