@@ -229,6 +229,18 @@ pub async fn owners_and_administrators_revoke_what_those_below_them_said<B: Bed>
         assert_eq!(refused(&store, revoke(user, "g:g", said[of], 0)).await, Code::RoleTooLow);
     }
     assert_eq!(refused(&store, revoke("dan", "g:g", said["dan"], 101)).await, Code::TooLate);
+    // The server's own notices stay, even for the owner in whose name they are; a service may.
+    for user in ["ann", "bob", "dan"] {
+        assert_eq!(refused(&store, revoke(user, "g:g", 1, 0)).await, Code::NotPermitted);
+    }
+    let service = Write::Revoke {
+        actor: Actor::Service,
+        conversation_id: "g:g".into(),
+        sequence: 1,
+        at_ms: SENT_AT_MS,
+        limit_ms: 0,
+    };
+    assert!(matches!(one(&store, service).await, Outcome::Erased { changed: true, .. }));
     for (user, of) in [("bob", "dan"), ("bob", "bob"), ("ann", "carol"), ("ann", "ann")] {
         let outcome = one(&store, revoke(user, "g:g", said[of], 1 << 40)).await;
         let Outcome::Erased { message, changed: true, .. } = outcome else {

@@ -179,6 +179,9 @@ impl Model {
                         return format!("refused {}", Code::NotFound);
                     };
                     let stored = &conversation.messages[*sequence as usize - 1].0;
+                    if stored.system {
+                        return format!("refused {}", Code::NotPermitted);
+                    }
                     let any = conversation.group.as_ref().is_some_and(|group| {
                         let (power, of) = (group.power(user), group.power(&message.sender_id));
                         power > 0 && (message.sender_id == *user || power > of)

@@ -47,6 +47,10 @@ impl Transaction<'_> {
                 self.find(conversation_id, sequence)?
             }
         };
+        // It says what has happened, in the name of whoever did it; nobody can make it undone.
+        if matches!(actor, Actor::User(_)) && row.extras.as_ref().is_some_and(|more| more.system) {
+            return refuse(Code::NotPermitted, "what the server itself has said stays");
+        }
         if let Actor::User(user_id) = actor
             && !self.may_revoke_any(user_id, &conversation_id, &row.sender_id)?
         {
