@@ -24,7 +24,9 @@ mod verifier;
 
 use self::{revocations::forget_old, verifier::verifier};
 use crate::{
-    accounts::{Accounts, Friends, FriendsPolicy, FriendsPresence, LogoutEverywhere, NoticeSink},
+    accounts::{
+        Accounts, Friends, FriendsPolicy, FriendsPresence, LogoutEverywhere, NoticeSink, TextScreen,
+    },
     admin::{self, Admin},
     api::{
         Api, AttachmentsApi, CallerGuard, FriendsApi, Guard, UsersApi, sessions::SessionsApi as _,
@@ -202,6 +204,7 @@ impl Logic {
             accounts.clone(),
             policy,
             Arc::new(LiveNotices(chat.clone())),
+            Arc::new(SameWords(chat.clone())),
             config.friends.settings(),
         ));
         let users: Arc<dyn UsersApi> = Arc::new(
@@ -210,6 +213,7 @@ impl Logic {
                 config.users.settings(&config.login),
                 config.users.signing_key(&config.login, &secrets.jwt_secret)?,
                 Arc::new(LogoutOnChange(chat.clone())),
+                Arc::new(SameWords(chat.clone())),
             )
             .map_err(|reason| Invalid::new("users", reason))?,
         );
@@ -346,6 +350,15 @@ struct LiveNotices(Arc<Chat>);
 impl NoticeSink for LiveNotices {
     async fn notify(&self, user_id: &str, kind: u32, body: String) {
         self.0.notify(user_id, kind, body);
+    }
+}
+
+/// Words that are not let through in messages are not let through in names either.
+struct SameWords(Arc<Chat>);
+
+impl TextScreen for SameWords {
+    fn screen(&self, user_id: &str, target: &str, text: &mut String) -> Result<(), Refused> {
+        self.0.screen(user_id, target, text)
     }
 }
 

@@ -31,7 +31,7 @@ use millrace_protocol::{
 };
 use serde::Serialize;
 
-use super::{failed, policy::FriendsPolicy};
+use super::{TextScreen, failed, policy::FriendsPolicy};
 use crate::{
     api::{Caller, FriendsApi, unix_ms},
     storage::{
@@ -75,6 +75,7 @@ pub struct Friends {
     accounts: Arc<dyn AccountStore>,
     policy: Arc<FriendsPolicy>,
     notices: Arc<dyn NoticeSink>,
+    screen: Arc<dyn TextScreen>,
     settings: FriendsSettings,
 }
 
@@ -94,9 +95,10 @@ impl Friends {
         accounts: Arc<dyn AccountStore>,
         policy: Arc<FriendsPolicy>,
         notices: Arc<dyn NoticeSink>,
+        screen: Arc<dyn TextScreen>,
         settings: FriendsSettings,
     ) -> Self {
-        Self { store, accounts, policy, notices, settings }
+        Self { store, accounts, policy, notices, screen, settings }
     }
 
     async fn act(
@@ -209,13 +211,15 @@ impl FriendsApi for Friends {
         caller: &Caller,
         request: RequestFriendRequest,
     ) -> Result<RelationResponse, Refused> {
-        let RequestFriendRequest { user_id, other_id, message } = request;
+        let RequestFriendRequest { user_id, other_id, mut message } = request;
         if message.len() > REQUEST_MESSAGE_BYTES_MAX {
             let bytes = message.len();
             let reason =
                 format!("The message has {bytes} bytes; it may have {REQUEST_MESSAGE_BYTES_MAX}.");
             return Err(Refused::new(Code::TooLarge, reason));
         }
+        let asking = caller.acting_as(&user_id)?;
+        self.screen.screen(&asking, &other_id, &mut message)?;
         self.act(caller, RelationRequest { user_id, other_id }, Act::Request { message }).await
     }
 

@@ -49,6 +49,15 @@ pub trait LogoutEverywhere: Send + Sync + 'static {
     async fn logout_everywhere(&self, user_id: &str) -> Result<i64, Refused>;
 }
 
+/// Looks at texts that others will read.
+pub trait TextScreen: Send + Sync + 'static {
+    /// Masks what is to be masked in what `user_id` has written about `target`.
+    ///
+    /// # Errors
+    /// `word_blocked`.
+    fn screen(&self, user_id: &str, target: &str, text: &mut String) -> Result<(), Refused>;
+}
+
 /// See the module.
 pub struct Accounts {
     store: Arc<dyn AccountStore>,
@@ -56,6 +65,7 @@ pub struct Accounts {
     passwords: Passwords,
     issuer: TokenIssuer,
     logout: Arc<dyn LogoutEverywhere>,
+    screen: Arc<dyn TextScreen>,
     attempts: Mutex<AllAttempts>,
     began: std::time::Instant,
 }
@@ -79,6 +89,7 @@ impl Accounts {
         settings: UsersSettings,
         key: SigningKey,
         logout: Arc<dyn LogoutEverywhere>,
+        screen: Arc<dyn TextScreen>,
     ) -> Result<Self, String> {
         let table_max = settings.attempts_table_max;
         Ok(Self {
@@ -92,6 +103,7 @@ impl Accounts {
             store,
             settings,
             logout,
+            screen,
             began: std::time::Instant::now(),
         })
     }

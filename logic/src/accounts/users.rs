@@ -184,7 +184,7 @@ impl UsersApi for Accounts {
         caller: &Caller,
         request: RegisterUserRequest,
     ) -> Result<RegisterUserResponse, Refused> {
-        let RegisterUserRequest { user_id, password, name, avatar, extra } = request;
+        let RegisterUserRequest { user_id, password, mut name, avatar, extra } = request;
         if !caller.is_service() && !self.settings.open_registration {
             let reason = "Registration is closed; ask the operator for an account.";
             return Err(Refused::new(Code::NotPermitted, reason));
@@ -205,6 +205,7 @@ impl UsersApi for Accounts {
             return Err(bad_request("The user_id \"me\" means the caller; choose another."));
         }
         check_profile(&name, &avatar, &extra)?;
+        self.screen.screen(&user_id, &user_id, &mut name)?;
         if !caller.is_service() || !password.is_empty() {
             self.check_password(&user_id, &password)?;
         }
@@ -357,10 +358,13 @@ impl UsersApi for Accounts {
         caller: &Caller,
         request: UpdateUserRequest,
     ) -> Result<UserProfile, Refused> {
-        let UpdateUserRequest { user_id, name, avatar, extra } = request;
+        let UpdateUserRequest { user_id, mut name, avatar, extra } = request;
         let user_id = caller.acting_as(&user_id)?;
         let text = |field: &Option<String>| field.clone().unwrap_or_default();
         check_profile(&text(&name), &text(&avatar), &text(&extra))?;
+        if let Some(name) = &mut name {
+            self.screen.screen(&user_id, &user_id, name)?;
+        }
         let change = ProfileChange { name, avatar, extra };
         let updated = self.store.update(&user_id, change, unix_ms()).await;
         updated.map_err(|error| failed(&error))?.map(profile).ok_or_else(no_such_user)

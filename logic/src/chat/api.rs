@@ -58,12 +58,24 @@ impl Chat {
         act: Act,
     ) -> Result<GroupChanged, Refused> {
         let request = ChangeGroupRequest { group_id, actor_user_id, act: Some(act) };
-        let change = groups::from_request(request)
+        let mut change = groups::from_request(request)
             .map_err(|reason| self.refused(Code::BadRequest, reason))?;
+        groups::screen(&self.core, &mut change)
+            .inspect_err(|refused| self.core.count_refusal(refused.code))?;
         match self.change(Write::ChangeGroup(Box::new(change))).await? {
             Outcome::GroupChanged(changed) => Ok(*changed),
             other => Err(self.mismatched(&other)),
         }
+    }
+
+    /// Looks for words that are not let through in a text that others will read: a name, say.
+    /// Masks what is to be masked; `user_id` is who wrote it, `target` what it is about.
+    ///
+    /// # Errors
+    /// `word_blocked`.
+    pub fn screen(&self, user_id: &str, target: &str, text: &mut String) -> Result<(), Refused> {
+        let screened = self.core.words.screen(user_id, target, "", text);
+        screened.inspect_err(|refused| self.core.count_refusal(refused.code))
     }
 
     /// Does what needs no store, unless this process is leaving.
@@ -138,9 +150,11 @@ impl Api for Chat {
             chosen if !chosen.is_empty() => chosen,
             _ => Uuid::now_v7().simple().to_string(),
         };
+        let mut name = request.name;
+        self.screen("", &group_id, &mut name)?;
         let write = Write::CreateGroup {
             group_id,
-            name: request.name,
+            name,
             avatar: request.avatar,
             members: request.members,
             members_max: request.members_max,

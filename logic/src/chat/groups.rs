@@ -142,6 +142,21 @@ fn change(
     Ok(GroupChange { group_id, actor, at_ms: unix_ms(), notice_id: Uuid::now_v7(), act })
 }
 
+/// Looks for words that are not let through in what people will read of an act.
+///
+/// # Errors
+/// `word_blocked`.
+pub(crate) fn screen(core: &Core, change: &mut GroupChange) -> Result<(), Refused> {
+    let text = match &mut change.act {
+        GroupAct::Create { name, .. } | GroupAct::Update { name: Some(name), .. } => name,
+        GroupAct::Announce { text } => text,
+        GroupAct::Join { message } => message,
+        _ => return Ok(()),
+    };
+    let actor = change.actor.as_deref().unwrap_or_default();
+    core.words.screen(actor, &change.group_id, &change.notice_id.to_string(), text)
+}
+
 /// The reply of an act that was stored.
 pub(crate) fn reply_of(changed: &GroupChanged) -> GroupActReply {
     GroupActReply {

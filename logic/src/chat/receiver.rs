@@ -122,9 +122,13 @@ impl Chat {
                 write_on(core, writes, inbound, write).await;
             }
             act if groups::is_act(act) => match groups::from_frame(core, &inbound) {
-                Some(Ok(change)) => {
-                    write_on(core, writes, inbound, Write::ChangeGroup(Box::new(change))).await;
-                }
+                Some(Ok(mut change)) => match groups::screen(core, &mut change) {
+                    Ok(()) => {
+                        let write = Write::ChangeGroup(Box::new(change));
+                        write_on(core, writes, inbound, write).await;
+                    }
+                    Err(refused) => refuse(core, &inbound, refused.code, &refused.reason),
+                },
                 Some(Err(reason)) => refuse(core, &inbound, Code::BadRequest, &reason),
                 None => {}
             },

@@ -4,10 +4,12 @@
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
+use millrace_logic_sdk::Refused;
+use millrace_protocol::Code;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::{Core, metrics::Metrics};
+use super::{Core, metrics::Metrics, receiver::unix_ms};
 
 /// What was found in a text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -138,6 +140,37 @@ impl Words {
             self.metrics.flagged.inc_by(u64::from(flagged));
         }
         verdict
+    }
+
+    /// Looks at a text that is no message: masks what is to be masked and reports what was found,
+    /// under the id of whatever the text belongs to (`""`: it has none).
+    ///
+    /// # Errors
+    /// `word_blocked`.
+    pub(crate) fn screen(
+        &self,
+        user_id: &str,
+        target: &str,
+        message_id: &str,
+        text: &mut String,
+    ) -> Result<(), Refused> {
+        let Verdict { is_blocked, masked, found } = self.check(text);
+        if is_blocked {
+            return Err(Refused::from(Code::WordBlocked));
+        }
+        if let Some(masked) = masked {
+            *text = masked;
+        }
+        if !found.is_empty() {
+            self.report(Finding {
+                user_id: user_id.to_owned(),
+                target: target.to_owned(),
+                message_id: message_id.to_owned(),
+                words: found,
+                at_ms: unix_ms(),
+            });
+        }
+        Ok(())
     }
 
     pub(crate) fn status(&self) -> WordStatus {

@@ -6,7 +6,10 @@ use std::time::Duration;
 use millrace_logic::chat::FINDINGS_TOPIC;
 use millrace_protocol::{
     Code,
-    chat::{Attachment, Forward, JoinRoom, RoomMessage, RoomReply, SendMessage, SendReply},
+    chat::{
+        AnnounceToGroup, Attachment, CreateGroup, Forward, GroupActReply, JoinGroup, JoinRoom,
+        RoomMessage, RoomReply, SendMessage, SendReply, UpdateGroup,
+    },
     command,
 };
 use serde_json::{Value, json};
@@ -86,4 +89,72 @@ async fn words_are_blocked_masked_and_flagged_at_every_door() {
     let reply: SendReply =
         gateway.request(1, command::FORWARD, request_id(), &forward).await.decode();
     assert_eq!(reply.code, Code::WordBlocked.number());
+}
+
+#[tokio::test]
+async fn names_announcements_and_requests_are_screened_like_messages() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("words");
+    std::fs::write(&path, LIST).expect("written");
+    let world = World::start_with_words(&path).await;
+    let mut gateway = world.gateway("a").await;
+    gateway.enter(1, "alice").await;
+    let bus = world.logic().bus();
+    let mut findings = bus.subscribe(FINDINGS_TOPIC, "moderators").await.expect("subscribed");
+    const BLOCKED: u32 = 28;
+    assert_eq!(Code::WordBlocked.number(), BLOCKED);
+
+    // Groups, by people.
+    let named = |group_id: &str, name: &str| CreateGroup {
+        group_id: group_id.into(),
+        name: name.into(),
+        ..CreateGroup::default()
+    };
+    for (name, code) in [("The FORBIDDEN club", BLOCKED), ("damn club 可疑", 0)] {
+        let create = named("club", name);
+        let frame = gateway.request(1, command::CREATE_GROUP, request_id(), &create).await;
+        assert_eq!(frame.decode::<GroupActReply>().code, code, "{name}");
+    }
+    assert_eq!(world.http("GET", "/v1/groups/club", json!({})).await.1["name"], "**** club 可疑");
+    let found = tokio::time::timeout(Duration::from_secs(30), findings.next()).await;
+    let found = found.expect("in time").expect("a record");
+    let finding: Value = serde_json::from_slice(&found.payload).expect("JSON");
+    assert_eq!((&finding["user_id"], &finding["target"]), (&json!("alice"), &json!("club")));
+    let group_id = || "club".to_owned();
+    let update =
+        UpdateGroup { group_id: group_id(), name: Some("forbidden".into()), ..Default::default() };
+    let frame = gateway.request(1, command::UPDATE_GROUP, request_id(), &update).await;
+    assert_eq!(frame.decode::<GroupActReply>().code, BLOCKED);
+    let announce = AnnounceToGroup { group_id: group_id(), text: "forbidden!".into() };
+    let frame = gateway.request(1, command::ANNOUNCE_TO_GROUP, request_id(), &announce).await;
+    assert_eq!(frame.decode::<GroupActReply>().code, BLOCKED);
+    let join = JoinGroup { group_id: group_id(), message: "forbidden?".into() };
+    let frame = gateway.request(1, command::JOIN_GROUP, request_id(), &join).await;
+    assert_eq!(frame.decode::<GroupActReply>().code, BLOCKED);
+
+    // The same, users' names and what they write to be friends, by services.
+    for user in ["alice", "bob"] {
+        let body = json!({ "user_id": user, "name": "Somebody" });
+        assert_eq!(world.http("POST", "/v1/users", body).await.0, 200, "{user}");
+    }
+    for (method, call, body) in [
+        ("POST", "/v1/groups", json!({"name": "forbidden", "members": ["alice"]})),
+        ("POST", "/v1/groups", json!({"name": "forbidden", "actor_user_id": "alice"})),
+        ("POST", "/v1/groups/club/update", json!({"name": "forbidden", "actor_user_id": "alice"})),
+        ("POST", "/v1/groups/club/announce", json!({"text": "forbidden"})),
+        ("POST", "/v1/users", json!({"user_id": "carol", "name": "Forbidden"})),
+        ("PATCH", "/v1/users/alice", json!({"name": "Forbidden"})),
+        (
+            "POST",
+            "/v1/users/alice/friend_requests",
+            json!({"other_id": "bob", "message": "a forbidden word"}),
+        ),
+    ] {
+        let (status, refused) = world.http(method, call, body.clone()).await;
+        assert_eq!((status, &refused["code"]), (403, &json!(BLOCKED)), "{call} {body}: {refused}");
+    }
+    assert_eq!(world.http("GET", "/v1/users/alice", json!({})).await.1["name"], "Somebody");
+    let (status, renamed) =
+        world.http("PATCH", "/v1/users/alice", json!({"name": "Damn Alice"})).await;
+    assert_eq!((status, &renamed["name"]), (200, &json!("**** Alice")), "{renamed}");
 }
