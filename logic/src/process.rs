@@ -25,7 +25,8 @@ mod verifier;
 use self::{revocations::forget_old, verifier::verifier};
 use crate::{
     accounts::{
-        Accounts, Friends, FriendsPolicy, FriendsPresence, LogoutEverywhere, NoticeSink, TextScreen,
+        Accounts, Friends, FriendsPolicy, FriendsPresence, LogoutEverywhere, NoticeSink,
+        ProfileNames, TextScreen,
     },
     admin::{self, Admin},
     api::{
@@ -157,6 +158,8 @@ impl Logic {
         let rooms = Arc::new(EmbeddedRooms::open(&embedded)?);
         let directory = RoomDirectory::open(rooms, config.rooms.limits()).await?;
         let search = search::start(&config, &embedded)?;
+        let accounts: Arc<dyn AccountStore> = Arc::new(EmbeddedAccounts::open(&embedded)?);
+        let names = ProfileNames::new(accounts.clone(), config.users.names_remembered()).await?;
         let foundation = Foundation {
             search: search.clone(),
             store: store.clone(),
@@ -174,6 +177,7 @@ impl Logic {
             words,
             directory: Arc::new(directory),
             push: push::offline_push(&config, &secrets, &embedded).await?,
+            profiles: names.clone(),
         };
         let mut chat = None;
         let server = Server::bind(config.link.listen, config.server_settings(), |gateways| {
@@ -198,7 +202,6 @@ impl Logic {
             revocations.clone(),
             config.users.caller_limits(),
         );
-        let accounts: Arc<dyn AccountStore> = Arc::new(EmbeddedAccounts::open(&embedded)?);
         let friends: Arc<dyn FriendsApi> = Arc::new(Friends::new(
             relations,
             accounts.clone(),
@@ -214,6 +217,7 @@ impl Logic {
                 config.users.signing_key(&config.login, &secrets.jwt_secret)?,
                 Arc::new(LogoutOnChange(chat.clone())),
                 Arc::new(SameWords(chat.clone())),
+                names,
             )
             .map_err(|reason| Invalid::new("users", reason))?,
         );

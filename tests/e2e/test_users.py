@@ -7,7 +7,9 @@ import time
 import grpc
 import pytest
 
-from millrace_client import SEND_MESSAGE, Api, JsonConnection, TcpConnection, WebSocketConnection, text_message
+from millrace_client import (
+    PULL_CONVERSATIONS, SEND_MESSAGE, Api, JsonConnection, TcpConnection, WebSocketConnection, chat, text_message,
+)
 from processes import API_TOKEN
 
 messages = importlib.import_module("millrace.api.v1.users_pb2")
@@ -234,6 +236,23 @@ def test_closed_registration_leaves_it_to_services(tmp_path):
         assert call(tiers.ready, "POST", "/v1/login", body)[0] == 200
     finally:
         tiers.stop()
+
+
+def test_conversations_are_called_by_the_others_name(dev):
+    ada, registered = register(dev, name="Ada", avatar="https://example.org/ada.png")
+    stranger = dev.user()
+    bob, _ = register(dev)
+    connection = dev.connect(TcpConnection, bob)
+    for other in (ada, stranger):
+        assert connection.request(SEND_MESSAGE, text_message(to=other)).code == 0
+
+    def names():
+        rows = connection.request(PULL_CONVERSATIONS, chat.PullConversations()).conversations
+        return [(row.name, row.avatar) for row in rows]
+
+    assert names() == [("Ada", "https://example.org/ada.png"), (stranger, "")]
+    assert call(dev.ready, "PATCH", "/v1/users/me", {"name": "Ada L."}, registered["tokens"]["token"])[0] == 200
+    assert names()[0][0] == "Ada L."
 
 
 def test_what_is_not_a_call_is_refused_in_json(dev):

@@ -20,6 +20,7 @@
 
 mod attempts;
 mod friends;
+mod names;
 mod password;
 mod policy;
 mod settings;
@@ -37,6 +38,7 @@ use crate::storage::{StoreError, accounts::AccountStore};
 
 pub use attempts::Pace;
 pub use friends::{Friends, FriendsSettings, NoticeSink};
+pub use names::ProfileNames;
 pub use policy::{FriendsPolicy, FriendsPresence, PolicySettings, SendPolicy};
 pub use settings::UsersSettings;
 pub use tokens::SigningKey;
@@ -66,6 +68,7 @@ pub struct Accounts {
     issuer: TokenIssuer,
     logout: Arc<dyn LogoutEverywhere>,
     screen: Arc<dyn TextScreen>,
+    names: Arc<ProfileNames>,
     attempts: Mutex<AllAttempts>,
     began: std::time::Instant,
 }
@@ -80,7 +83,7 @@ struct AllAttempts {
 }
 
 impl Accounts {
-    /// Users in a store. `key` signs their tokens.
+    /// Users in a store. `key` signs their tokens, `names` is told of every change.
     ///
     /// # Errors
     /// A key that cannot sign, or parameters that argon2 does not take: a sentence.
@@ -90,6 +93,7 @@ impl Accounts {
         key: SigningKey,
         logout: Arc<dyn LogoutEverywhere>,
         screen: Arc<dyn TextScreen>,
+        names: Arc<ProfileNames>,
     ) -> Result<Self, String> {
         let table_max = settings.attempts_table_max;
         Ok(Self {
@@ -104,6 +108,7 @@ impl Accounts {
             settings,
             logout,
             screen,
+            names,
             began: std::time::Instant::now(),
         })
     }

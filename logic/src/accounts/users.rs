@@ -237,6 +237,7 @@ impl UsersApi for Accounts {
         if !self.store.create(account.clone()).await.map_err(|error| failed(&error))? {
             return Err(taken());
         }
+        self.names.changed(&user_id);
         let tokens = match caller.is_service() {
             true => None,
             false => Some(self.begin_login(&user_id, now_ms).await?),
@@ -367,6 +368,7 @@ impl UsersApi for Accounts {
         }
         let change = ProfileChange { name, avatar, extra };
         let updated = self.store.update(&user_id, change, unix_ms()).await;
+        self.names.changed(&user_id);
         updated.map_err(|error| failed(&error))?.map(profile).ok_or_else(no_such_user)
     }
 

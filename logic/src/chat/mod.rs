@@ -57,6 +57,7 @@ mod paces;
 mod presence;
 mod presence_requests;
 mod processor;
+mod profiles;
 mod push;
 mod push_tokens;
 mod rate;
@@ -116,6 +117,7 @@ pub use messages::MessageSettings;
 pub use metrics::Metrics;
 pub use offline_push::{OfflinePush, OfflinePushSettings};
 pub use presence_requests::{OpenPresence, PresencePolicy};
+pub use profiles::{NoProfiles, Profile, Profiles};
 pub(crate) use receiver::unix_ms;
 pub use rooms::{OpenRooms, RoomPolicy};
 pub use settings::ChatSettings;
@@ -149,6 +151,8 @@ pub struct Foundation {
     pub directory: Arc<RoomDirectory>,
     /// How devices that are offline are reached, if at all.
     pub push: Option<OfflinePush>,
+    /// What people call each other.
+    pub profiles: Arc<dyn Profiles>,
 }
 
 /// See the module.
@@ -177,6 +181,7 @@ pub(crate) struct Core {
     pub bus: Arc<dyn Bus>,
     pub verifier: Arc<dyn TokenVerifier>,
     pub gates: SendGates,
+    pub profiles: Arc<dyn Profiles>,
     pub gateways: Gateways,
     pub online: Online,
     pub rooms: Rooms,
@@ -300,6 +305,7 @@ impl Chat {
             bus: foundation.bus,
             verifier: foundation.verifier,
             gates: foundation.gates,
+            profiles: foundation.profiles,
             gateways,
             pusher: pusher.map(Arc::new),
             assigned: Assigned::default(),

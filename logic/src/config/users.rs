@@ -58,6 +58,9 @@ pub struct Users {
     pub registrations_per_address_interval: Duration,
     /// See [`UsersSettings::attempts_table_max`].
     pub attempts_table_max: usize,
+    /// Names and avatars remembered for the rows of single chats. Full: those not used lately are
+    /// looked up again.
+    pub names_remembered_bytes_max: ByteSize,
     /// The header in which the nearest proxy says where a call comes from.
     pub client_address_header: String,
     /// See [`CallerLimits::calls_in_flight_max`].
@@ -125,6 +128,7 @@ impl Default for Users {
                 users.registrations_per_address.interval_ms,
             ),
             attempts_table_max: users.attempts_table_max,
+            names_remembered_bytes_max: ByteSize::from_mib(16),
             client_address_header: String::new(),
             calls_in_flight_max: calls.calls_in_flight_max,
             calls_per_second_max: calls.calls_per_second_max,
@@ -135,6 +139,11 @@ impl Default for Users {
 }
 
 impl Users {
+    /// Bytes of names and avatars remembered.
+    pub fn names_remembered(&self) -> usize {
+        self.names_remembered_bytes_max.as_usize()
+    }
+
     pub(super) fn check(&self) -> Result<(), Invalid> {
         for (key, value) in [
             ("users.logins_per_user_max", self.logins_per_user_max),

@@ -119,6 +119,9 @@ pub trait AccountStore: Send + Sync + 'static {
     /// The store's own failures, here and everywhere below.
     async fn create(&self, account: Account) -> Result<bool, StoreError>;
 
+    /// Whether there is any user at all.
+    async fn any(&self) -> Result<bool, StoreError>;
+
     /// Users by id, in the order asked for.
     async fn accounts(&self, user_ids: Vec<String>) -> Result<Vec<Option<Account>>, StoreError>;
 

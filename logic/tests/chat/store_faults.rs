@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use millrace_logic::{
     bus::{EmbeddedBus, EmbeddedBusSettings},
-    chat::{Chat, ChatSettings, Foundation, NoWords, OpenPresence, OpenRooms},
+    chat::{Chat, ChatSettings, Foundation, NoProfiles, NoWords, OpenPresence, OpenRooms},
     login::{ClaimRules, Hs256Verifier},
     notices::{EmbeddedNotices, NoticeLimits},
     registry::{MemoryRegistry, MemoryRegistrySettings},
@@ -220,6 +220,7 @@ impl Bench {
             words: Arc::new(NoWords),
             directory: Arc::new(directory),
             push: None,
+            profiles: Arc::new(NoProfiles),
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let server =

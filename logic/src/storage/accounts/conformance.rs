@@ -53,6 +53,7 @@ async fn get<S: AccountStore>(store: &S, user_id: &str) -> Option<Account> {
 
 pub async fn an_id_is_taken_once_whoever_asks_at_the_same_time(bed: &impl Bed) {
     let store = bed.open().await;
+    assert!(!store.any().await.unwrap());
     let creating = (0..20).map(|n| store.create(account("alice", &format!("Alice {n}"))));
     let created = futures::future::join_all(creating).await;
     let winners: Vec<_> =
@@ -62,6 +63,7 @@ pub async fn an_id_is_taken_once_whoever_asks_at_the_same_time(bed: &impl Bed) {
     assert_eq!(get(&store, "Alice").await, None, "ids are as they are written");
     drop(store);
     let store = bed.open().await;
+    assert!(store.any().await.unwrap());
     assert!(!store.create(account("alice", "again")).await.unwrap());
     let both = store.accounts(vec!["nobody".into(), "alice".into()]).await.unwrap();
     assert_eq!(both[0], None);

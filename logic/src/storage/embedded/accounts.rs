@@ -164,6 +164,19 @@ impl AccountStore for EmbeddedAccounts {
             .await
     }
 
+    async fn any(&self) -> Result<bool, StoreError> {
+        self.table
+            .read(|rows| {
+                let mut any = false;
+                rows.prefix(b"a", |_, _| {
+                    any = true;
+                    Ok(false)
+                })?;
+                Ok(any)
+            })
+            .await
+    }
+
     async fn accounts(&self, user_ids: Vec<String>) -> Result<Vec<Option<Account>>, StoreError> {
         self.table
             .read(move |rows| {
