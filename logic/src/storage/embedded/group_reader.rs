@@ -5,8 +5,9 @@ use millrace_protocol::chat;
 use super::{
     database::{Tables, View},
     encoding::DecodeError,
+    group_rows::{GroupRow, JoinRequestRow, MarkRow},
     keys::{self, Table, UserRow},
-    rows::{ConversationRow, GroupRow, JoinRequestRow, MarkRow, MemberRow, Row},
+    rows::{ConversationRow, MemberRow, Row},
 };
 use crate::storage::{
     Members, StoreError, conversation_id,

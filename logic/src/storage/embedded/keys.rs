@@ -7,9 +7,9 @@
 //! | conversations | conversation | [`ConversationRow`](super::rows::ConversationRow) |
 //! | users | user, conversation, 0 | [`MemberRow`](super::rows::MemberRow): cursors, settings |
 //! | users | user, conversation, 1 | [`PointerRow`](super::rows::PointerRow): the newest message |
-//! | groups | 0, group | [`GroupRow`](super::rows::GroupRow) |
+//! | groups | 0, group | [`GroupRow`](super::group_rows::GroupRow) |
 //! | groups | 1, group, user | nothing: the user is a member now |
-//! | groups | 2, group, user | [`JoinRequestRow`](super::rows::JoinRequestRow) |
+//! | groups | 2, group, user | [`JoinRequestRow`](super::group_rows::JoinRequestRow) |
 //! | edits | 0, conversation, sequence | [`EditRow`](super::rows::EditRow): its content was erased |
 //! | edits | 1, conversation, version (big-endian) | [`SequenceRow`](super::rows::SequenceRow): what that commit erased |
 //! | edits | 2, user, conversation | [`DeletedRow`](super::rows::DeletedRow) |

@@ -66,6 +66,7 @@ mod database;
 mod edit_rows;
 pub(crate) mod encoding;
 mod group_reader;
+mod group_rows;
 mod keys;
 mod reader;
 mod relations;

@@ -8,8 +8,9 @@ use super::{
     database::{Tables, View},
     edit_rows::{DeletedRow, EditRow, Mark, SequenceRow},
     encoding::DecodeError,
+    group_rows::GroupRow,
     keys::{self, Table, UserRow},
-    rows::{ConversationRow, GroupRow, MemberRow, MessageRow, PointerRow},
+    rows::{ConversationRow, MemberRow, MessageRow, PointerRow},
     transaction::stored_members,
     writer::Shared,
 };

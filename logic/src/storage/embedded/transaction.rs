@@ -14,8 +14,9 @@ use millrace_protocol::{Code, chat};
 use super::{
     database::{Changes, Tables},
     encoding::DecodeError,
+    group_rows::GroupRow,
     keys::{self, Table, UserRow},
-    rows::{ConversationRow, DedupeRow, GroupRow, MemberRow, MessageRow, PointerRow, Row},
+    rows::{ConversationRow, DedupeRow, MemberRow, MessageRow, PointerRow, Row},
 };
 use crate::cache::Cache;
 use crate::storage::{
@@ -23,10 +24,13 @@ use crate::storage::{
     conversation_id::{self, ConversationName},
     limits::*,
 };
+use stop::{Refusal, Stop, check_id, check_ids, check_sender, refuse};
 
 mod edits;
 mod group_acts;
+mod group_notices;
 mod groups;
+mod stop;
 
 /// A conversation as the writer knows it.
 #[derive(Clone)]
@@ -41,25 +45,6 @@ pub struct Caches {
     pub conversations: Cache<String, Conversation>,
     /// By key in [`Table::Users`].
     pub members: Cache<Vec<u8>, MemberRow>,
-}
-
-/// Why a write was refused; becomes [`Outcome::Refused`].
-struct Refusal(Code, &'static str);
-
-/// A refusal is an outcome, a failure of the store is not.
-enum Stop {
-    Refused(Refusal),
-    Failed(StoreError),
-}
-
-impl From<StoreError> for Stop {
-    fn from(error: StoreError) -> Self {
-        Self::Failed(error)
-    }
-}
-
-fn refuse<T>(code: Code, reason: &'static str) -> Result<T, Stop> {
-    Err(Stop::Refused(Refusal(code, reason)))
 }
 
 /// The changes of one commit.
@@ -593,19 +578,4 @@ fn single_members(one: &str, other: &str) -> Members {
 
 fn is_member(members: &Members, user_id: &str) -> bool {
     members.binary_search_by(|member| (**member).cmp(user_id)).is_ok()
-}
-
-fn check_sender(sender_id: &str, client_message_id: &str) -> Result<(), Stop> {
-    check_id(sender_id, USER_ID_BYTES_MAX, "the sender's user id is empty or too long")?;
-    let reason = "client_message_id is empty or too long";
-    check_id(client_message_id, CLIENT_MESSAGE_ID_BYTES_MAX, reason)
-}
-
-fn check_id(id: &str, bytes_max: usize, reason: &'static str) -> Result<(), Stop> {
-    if (1..=bytes_max).contains(&id.len()) { Ok(()) } else { refuse(Code::BadRequest, reason) }
-}
-
-fn check_ids(user_ids: &[String]) -> Result<(), Stop> {
-    let reason = "a user id is empty or too long";
-    user_ids.iter().try_for_each(|user_id| check_id(user_id, USER_ID_BYTES_MAX, reason))
 }

@@ -1,4 +1,4 @@
-//! Acts on groups: who may do what, and the notice that tells the members.
+//! Acts on groups, and who may do what. What the members are told of it is beside this.
 //!
 //! Every check comes before the first change, as everywhere in a transaction. An act that changes
 //! nothing (muting who is muted so already, say) succeeds and tells nobody.
@@ -10,14 +10,15 @@ use uuid::Uuid;
 
 use super::{
     Conversation, Stop, Transaction, check_id, check_ids,
+    group_notices::about,
     groups::{check_room, not_yet_members, still_members},
     is_member, refuse,
 };
 use crate::storage::{
-    Extras, Members, Outcome, StoreError, conversation_id,
+    Outcome,
     embedded::{
-        keys::{self, Table, UserRow},
-        rows::{GroupRow, JoinRequestRow, MessageRow, PointerRow, Row as _},
+        group_rows::{GroupRow, JoinRequestRow},
+        keys::{self, Table},
     },
     groups::*,
     limits::*,
@@ -33,14 +34,14 @@ enum Power {
 }
 
 /// A group that is acted on.
-struct Scene {
+pub(super) struct Scene {
     group_id: String,
     group: GroupRow,
-    conversation_id: String,
-    conversation: Conversation,
-    actor: Option<String>,
-    at_ms: i64,
-    notice_id: Uuid,
+    pub(super) conversation_id: String,
+    pub(super) conversation: Conversation,
+    pub(super) actor: Option<String>,
+    pub(super) at_ms: i64,
+    pub(super) notice_id: Uuid,
 }
 
 impl Scene {
@@ -527,76 +528,8 @@ impl Transaction<'_> {
         Ok(Done::told(1, told))
     }
 
-    // --- telling ----------------------------------------------------------------------------------
-
     fn put_group(&mut self, scene: &Scene) {
         self.put(Table::Groups, keys::group(&scene.group_id), &scene.group);
-    }
-
-    fn tell_members(&mut self, scene: &mut Scene, event: chat::GroupEvent) -> Result<Told, Stop> {
-        let recipients = scene.conversation.members.clone();
-        self.tell(scene, event, recipients)
-    }
-
-    /// Stores the notice of an act. It counts for nobody's unread, and has no client message id.
-    fn tell(
-        &mut self,
-        scene: &mut Scene,
-        mut event: chat::GroupEvent,
-        recipients: Members,
-    ) -> Result<Told, Stop> {
-        let sender_id = scene.actor.clone().unwrap_or_default();
-        event.actor_id.clone_from(&sender_id);
-        let body = serde_json::to_string(&event).map_err(|error| {
-            Stop::Failed(StoreError::Failed(format!("a notice has no JSON form: {error}")))
-        })?;
-        let Scene { conversation_id, conversation, .. } = scene;
-        let row = &mut conversation.row;
-        row.max_sequence += 1;
-        row.message_version = self.version;
-        let sequence = row.max_sequence;
-        let message = MessageRow {
-            version: self.version,
-            counting: row.counting,
-            message_id: scene.notice_id,
-            sender_id,
-            client_message_id: String::new(),
-            kind: NOTICE_TYPE,
-            body,
-            attachment: None,
-            sent_at_ms: scene.at_ms,
-            state: 0,
-            does_not_count: true,
-            extras: Extras { system: true, ..Extras::default() }.boxed(),
-        };
-        if let Some(actor) = &scene.actor
-            && is_member(&conversation.members, actor)
-        {
-            let mut own = self.member_or_default(actor, conversation_id)?;
-            own.own_last_sent = sequence;
-            self.put_member(actor, conversation_id, own);
-        }
-        if !conversation.row.by_cursor {
-            let pointer = PointerRow { max_sequence: sequence, version: self.version }.encode();
-            for user_id in conversation.members.iter() {
-                let key = keys::user(user_id, conversation_id, UserRow::Pointer);
-                self.changes.put(Table::Users, key, pointer.clone());
-            }
-        }
-        self.put(Table::Messages, keys::message(conversation_id, sequence), &message);
-        let conversation_type = conversation_id::CONVERSATION_TYPE_GROUP;
-        let message = message.into_message(conversation_id, conversation_type, sequence);
-        Ok(Told { message, recipients })
-    }
-}
-
-/// An event about users, as many of them as a notice names.
-fn about(event: &str, user_ids: &[String]) -> chat::GroupEvent {
-    chat::GroupEvent {
-        event: event.to_owned(),
-        user_ids: user_ids.iter().take(GROUP_EVENT_USERS_MAX).cloned().collect(),
-        user_count: user_ids.len() as u32,
-        ..chat::GroupEvent::default()
     }
 }
 

@@ -9,8 +9,9 @@ use super::{Conversation, Stop, Transaction, check_id, check_ids, is_member, ref
 use crate::storage::{
     Members, Outcome, StoreError, conversation_id,
     embedded::{
+        group_rows::GroupRow,
         keys::{self, Table},
-        rows::{ConversationRow, GroupRow, MemberRow},
+        rows::{ConversationRow, MemberRow},
     },
     groups::{QUIT_DISSOLVED, QUIT_REMOVED, Role},
     limits::*,
@@ -260,8 +261,8 @@ impl Transaction<'_> {
 
     /// Whether somebody has asked to come in.
     pub(super) fn is_waiting(&self, request: &[u8]) -> Result<bool, StoreError> {
-        let row =
-            self.get::<crate::storage::embedded::rows::JoinRequestRow>(Table::Groups, request)?;
+        let row = self
+            .get::<crate::storage::embedded::group_rows::JoinRequestRow>(Table::Groups, request)?;
         Ok(row.is_some())
     }
 
