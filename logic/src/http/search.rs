@@ -22,7 +22,7 @@ pub fn routes(api: Arc<dyn SearchApi>, guard: Guard, settings: HttpSettings) -> 
         "/v1/users/{user_id}/search",
         ("SearchService", "SearchMessages"),
         Who::Services,
-        &[Code::NotFound, Code::NotPermitted],
+        &[Code::NotPermitted, Code::UnknownCommand],
     )
     .within("search");
     routes.call(&door, operation, |api, _service, request| async move {
