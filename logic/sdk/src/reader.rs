@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use futures::stream::{FuturesUnordered, StreamExt};
+use futures::stream::{FuturesUnordered, Stream, StreamExt, TryStreamExt};
 use millrace_protocol::frame::Flags;
 use millrace_protocol::link::{
     ClientFrame, ConnectRequest, Credit, Encoding, GatewayEvent, Hello, HelloReply, LoginRequest,
@@ -20,13 +20,21 @@ use millrace_protocol::link::{
 use millrace_protocol::{Code, limits};
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use crate::backend::{Accepted, Backend, Inbound, Login, Refused};
 use crate::counters::count;
 use crate::hub::{Hub, Shard, lock};
 use crate::outbox::{Entry, LinkStream};
 use crate::session::{Session, SessionAddress};
+
+/// What a gateway sends, batch by batch: off an HTTP/2 stream, or from a test in this process.
+pub(crate) trait Batches:
+    Stream<Item = Result<ConnectRequest, Status>> + Unpin + Send
+{
+}
+
+impl<S: Stream<Item = Result<ConnectRequest, Status>> + Unpin + Send> Batches for S {}
 
 /// How a stream ended.
 pub(crate) enum End {
@@ -122,11 +130,7 @@ impl<'a, B: Backend> Reader<'a, B> {
     }
 
     /// Works the stream off until it ends.
-    pub(crate) async fn run(
-        &mut self,
-        first: ConnectRequest,
-        inbound: &mut Streaming<ConnectRequest>,
-    ) -> End {
+    pub(crate) async fn run(&mut self, first: ConnectRequest, inbound: &mut impl Batches) -> End {
         if let Err(status) = self.batch(first).await {
             return End::Violation(status);
         }
@@ -149,7 +153,7 @@ impl<'a, B: Backend> Reader<'a, B> {
                     self.decide_what_is_ready();
                     self.start_sessions();
                 }
-                received = inbound.message(), if !link.is_reading_stopped() => {
+                received = inbound.try_next(), if !link.is_reading_stopped() => {
                     match received {
                         Ok(Some(batch)) => {
                             if let Err(status) = self.batch(batch).await {

@@ -70,9 +70,7 @@ impl Server {
         let failed = |source| ServerError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let epoch = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        let hub = Arc::new(Hub::new(settings, epoch));
+        let hub = Arc::new(Hub::new(settings, new_epoch()));
         let backend = backend(Gateways { hub: Arc::clone(&hub) });
         let service = LinkServiceServer::new(Service { hub: Arc::clone(&hub), backend })
             .max_decoding_message_size(BATCH_BYTES_MAX)
@@ -161,6 +159,12 @@ impl Drop for Server {
         }
         self.serving.abort();
     }
+}
+
+/// The life of a process: milliseconds since 1970, so that a later one has a larger number.
+pub(crate) fn new_epoch() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The contract's one call.

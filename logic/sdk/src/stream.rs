@@ -5,16 +5,16 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
+use futures::{FutureExt, TryStreamExt};
 use millrace_protocol::Code;
 use millrace_protocol::link::{ConnectRequest, Hello, gateway_event};
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use crate::backend::Backend;
 use crate::counters::count;
 use crate::hub::{Hub, Shard, Turn};
 use crate::outbox::LinkStream;
-use crate::reader::{End, Reader};
+use crate::reader::{Batches, End, Reader};
 
 /// Shortest lease a gateway may ask for; below it a busy machine would lose streams by chance.
 const LEASE_MS_MIN: u32 = 100;
@@ -24,7 +24,7 @@ pub(crate) async fn serve<B: Backend>(
     hub: Arc<Hub>,
     backend: Arc<B>,
     link: Arc<LinkStream>,
-    mut inbound: Streaming<ConnectRequest>,
+    mut inbound: impl Batches,
 ) {
     let (hello, first) = match first_batch(&hub, &link, &mut inbound).await {
         Ok(Some(first)) => first,
@@ -74,14 +74,14 @@ pub(crate) async fn serve<B: Backend>(
 async fn first_batch(
     hub: &Hub,
     link: &LinkStream,
-    inbound: &mut Streaming<ConnectRequest>,
+    inbound: &mut impl Batches,
 ) -> Result<Option<(Hello, ConnectRequest)>, Status> {
     let patience = Duration::from_millis(u64::from(hub.settings.lease_ms));
     let deadline = tokio::time::sleep(patience);
     tokio::pin!(deadline);
     let mut batch = loop {
         let received = tokio::select! {
-            received = inbound.message() => received,
+            received = inbound.try_next() => received,
             () = &mut deadline => return Err(Status::deadline_exceeded("no Hello in time")),
             () = link.changed.notified() => return Ok(None),
         };

@@ -11,6 +11,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{FutureExt, TryStreamExt};
 use millrace_protocol::frame::Flags;
 use millrace_protocol::link::link_service_client::LinkServiceClient;
 use millrace_protocol::link::{
@@ -22,10 +24,14 @@ use millrace_protocol::{Code, command, limits};
 use prost::Message;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tonic::Status;
 use tonic::transport::Endpoint;
-use tonic::{Status, Streaming};
 
 use crate::{Encoding, Transport};
+
+mod in_process;
+
+pub use in_process::InProcess;
 
 /// Batches between a [`FakeGateway`] and its connection.
 const BATCHES_MAX: usize = 64;
@@ -110,7 +116,7 @@ pub struct FakeGateway {
     settings: FakeGatewaySettings,
     hello_reply: HelloReply,
     to_logic: mpsc::Sender<ConnectRequest>,
-    from_logic: Streaming<ConnectResponse>,
+    from_logic: BoxStream<'static, Result<ConnectResponse, Status>>,
     heartbeat: Option<JoinHandle<()>>,
     /// Number of the next event in each direction.
     sequence: u64,
@@ -140,8 +146,15 @@ impl FakeGateway {
         address: SocketAddr,
         settings: FakeGatewaySettings,
     ) -> Result<Self, Status> {
-        let (sessions, rooms) = (settings.sessions.clone(), settings.rooms.clone());
         let mut gateway = Self::connect_without_list(address, settings).await?;
+        gateway.list().await;
+        Ok(gateway)
+    }
+
+    /// Lists the sessions and rooms of the settings.
+    async fn list(&mut self) {
+        let gateway = self;
+        let (sessions, rooms) = (gateway.settings.sessions.clone(), gateway.settings.rooms.clone());
         let listed = sessions.len() as u64;
         let mut events: Vec<_> = sessions.into_iter().map(gateway_event::Kind::Session).collect();
         for room in &rooms {
@@ -150,7 +163,6 @@ impl FakeGateway {
         events.extend(rooms.into_iter().map(gateway_event::Kind::RoomMembers));
         events.push(gateway_event::Kind::SessionsComplete(SessionsComplete { sessions: listed }));
         gateway.send_events(events).await;
-        Ok(gateway)
     }
 
     /// Connects and says Hello, but lists nothing yet.
@@ -169,17 +181,7 @@ impl FakeGateway {
             .await
             .map_err(unreachable)?;
         let (to_logic, outgoing) = mpsc::channel(BATCHES_MAX);
-        let hello = Hello {
-            gateway_id: settings.gateway_id.clone(),
-            gateway_epoch: settings.gateway_epoch,
-            shard: settings.shard,
-            shards: settings.shard + 1,
-            lease_ms: settings.lease_ms,
-            window: Some(settings.window),
-        };
-        let hello = GatewayEvent { kind: Some(gateway_event::Kind::Hello(hello)) };
-        let first = ConnectRequest { sequence: 1, credit: None, events: vec![hello], state: None };
-        to_logic.send(first).await.map_err(|_| Status::internal("the channel is new"))?;
+        to_logic.send(hello(&settings)).await.map_err(|_| Status::internal("it is new"))?;
         let outgoing = futures::stream::unfold(outgoing, |mut outgoing| async move {
             outgoing.recv().await.map(|batch| (batch, outgoing))
         });
@@ -188,6 +190,15 @@ impl FakeGateway {
             .connect(outgoing)
             .await?
             .into_inner();
+        Self::open(to_logic, Box::pin(from_logic), settings).await
+    }
+
+    /// Waits for the HelloReply.
+    async fn open(
+        to_logic: mpsc::Sender<ConnectRequest>,
+        from_logic: BoxStream<'static, Result<ConnectResponse, Status>>,
+        settings: FakeGatewaySettings,
+    ) -> Result<Self, Status> {
         let mut gateway = Self {
             hello_reply: HelloReply::default(),
             heartbeat: None,
@@ -420,6 +431,27 @@ impl FakeGateway {
         }
     }
 
+    /// Reads what has come already, without waiting; false when the stream has ended.
+    pub fn read_now(&mut self) -> bool {
+        loop {
+            match self.receive().now_or_never() {
+                Some(true) => {}
+                Some(false) => return false,
+                None => return true,
+            }
+        }
+    }
+
+    /// The next frame that was read for a session, without waiting.
+    pub fn take_frame(&mut self, session_id: u64) -> Option<Frame> {
+        self.inboxes.get_mut(&session_id)?.pop_front()
+    }
+
+    /// The answer to a login if it was read, without waiting.
+    pub fn take_login_result(&mut self, session_id: u64) -> Option<LoginResult> {
+        self.logins.remove(&session_id)
+    }
+
     /// Waits for a session to be closed by logic; `None` if the stream ends first. The end is not
     /// reported by itself: see [`FakeGateway::end_session`].
     pub async fn next_close(&mut self) -> Option<CloseSession> {
@@ -509,7 +541,7 @@ impl FakeGateway {
         if self.end.is_some() {
             return false;
         }
-        let received = tokio::time::timeout(PATIENCE, self.from_logic.message()).await;
+        let received = tokio::time::timeout(PATIENCE, self.from_logic.try_next()).await;
         match received.expect("logic is heard in time: a heartbeat comes with every lease") {
             Ok(Some(batch)) => self.sort(batch),
             Ok(None) => self.end = Some(Status::ok("")),
@@ -600,6 +632,20 @@ impl FakeGateway {
         self.owed.frames += 1;
         self.owed.bytes += bytes as u64;
     }
+}
+
+/// The first batch of a stream.
+fn hello(settings: &FakeGatewaySettings) -> ConnectRequest {
+    let hello = Hello {
+        gateway_id: settings.gateway_id.clone(),
+        gateway_epoch: settings.gateway_epoch,
+        shard: settings.shard,
+        shards: settings.shard + 1,
+        lease_ms: settings.lease_ms,
+        window: Some(settings.window),
+    };
+    let hello = GatewayEvent { kind: Some(gateway_event::Kind::Hello(hello)) };
+    ConnectRequest { sequence: 1, credit: None, events: vec![hello], state: None }
 }
 
 impl Drop for FakeGateway {
