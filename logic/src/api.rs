@@ -158,6 +158,15 @@ impl Guard {
     }
 }
 
+/// The name of a call by the method of its trait: `create_room` → `CreateRoom`.
+pub(crate) fn call_name(method: &str) -> String {
+    let words = method.split('_').map(|word| {
+        let (first, rest) = word.split_at(word.len().min(1));
+        first.to_ascii_uppercase() + rest
+    });
+    words.collect()
+}
+
 /// The token of `Authorization: Bearer …`.
 fn bearer(authorization: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = authorization.split_at_checked(7)?;

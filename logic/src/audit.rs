@@ -137,8 +137,12 @@ fn cut(actor: &str) -> &str {
 pub(crate) fn act_of<T>() -> Option<&'static str> {
     let name = std::any::type_name::<T>().rsplit("::").next()?;
     let name = name.strip_suffix("Request").or_else(|| name.strip_suffix("Response"))?;
-    let is_act = !READS.iter().any(|read| name.starts_with(read)) && !SENDS.contains(&name);
-    is_act.then_some(name)
+    is_act(name).then_some(name)
+}
+
+/// Whether a call with this name, such as `KickUser`, changes something and sends no message.
+pub(crate) fn is_act(name: &str) -> bool {
+    !READS.iter().any(|read| name.starts_with(read)) && !SENDS.contains(&name)
 }
 
 /// What a request is about: its ids, and nothing else of it.
@@ -194,7 +198,7 @@ mod tests {
     };
     use serde_json::{Value, json};
 
-    use super::{Audit, act_of, target_of};
+    use super::{Audit, act_of, is_act, target_of};
 
     #[test]
     fn acts_are_calls_that_change_something_and_send_no_message() {
@@ -206,6 +210,7 @@ mod tests {
         assert_eq!(act_of::<SendMessageRequest>(), None);
         assert_eq!(act_of::<ForwardMessagesRequest>(), None);
         assert_eq!(act_of::<()>(), None);
+        assert!(is_act("BlockUser") && !is_act("GetRelation") && !is_act("ListRelations"));
     }
 
     #[test]

@@ -14,6 +14,8 @@ AUTHORIZED = [("authorization", f"Bearer {API_TOKEN}"), ("x-millrace-actor", "ca
 def test_acts_of_services_through_every_door_leave_a_line_and_those_of_users_none(tmp_path):
     group_messages = importlib.import_module("millrace.api.v1.groups_pb2")
     group_services = importlib.import_module("millrace.api.v1.groups_pb2_grpc")
+    friend_messages = importlib.import_module("millrace.api.v1.friends_pb2")
+    friend_services = importlib.import_module("millrace.api.v1.friends_pb2_grpc")
     user_messages = importlib.import_module("millrace.api.v1.users_pb2")
     user_services = importlib.import_module("millrace.api.v1.users_pb2_grpc")
     chat_groups = importlib.import_module("millrace.chat.v1.groups_pb2")
@@ -27,6 +29,8 @@ def test_acts_of_services_through_every_door_leave_a_line_and_those_of_users_non
         assert api.call("POST", "/v1/users", {"user_id": "ada", "name": "secret words"})[0] == 200
         assert api.call("POST", "/v1/users", {"user_id": "bob"})[0] == 200
         assert api.call("PUT", "/v1/users/ada/blocks/bob")[0] == 200
+        # Reading leaves none, also where the request is the same message.
+        assert api.call("GET", "/v1/users/ada/relations/bob")[0] == 200
         assert api.call("GET", "/v1/groups/g")[0] == 200
         own = mint_token(JWT_SECRET, "ada")
         assert api.call("PATCH", "/v1/users/me", {"name": "Ada"}, token=own)[0] == 200
@@ -38,6 +42,10 @@ def test_acts_of_services_through_every_door_leave_a_line_and_those_of_users_non
             accounts = user_services.AccountServiceStub(channel)
             update = user_messages.UpdateUserRequest(user_id="ada", name="secret words")
             accounts.UpdateUser(update, metadata=AUTHORIZED, timeout=5)
+            friends = friend_services.FriendServiceStub(channel)
+            relation = friend_messages.RelationRequest(user_id="ada", other_id="bob")
+            friends.UnblockUser(relation, metadata=AUTHORIZED, timeout=5)
+            friends.GetRelation(relation, metadata=AUTHORIZED, timeout=5)
             accounts.GetUser(user_messages.GetUserRequest(user_id="ada"), metadata=AUTHORIZED, timeout=5)
             mine = [("authorization", f"Bearer {own}")]
             accounts.UpdateUser(update, metadata=mine, timeout=5)
@@ -52,6 +60,7 @@ def test_acts_of_services_through_every_door_leave_a_line_and_those_of_users_non
             ("http", "api", "BlockUser", "ok"),
             ("grpc", "carol", "ChangeGroup", "ok"),
             ("grpc", "carol", "UpdateUser", "ok"),
+            ("grpc", "carol", "UnblockUser", "ok"),
         ]
         assert lines[1]["target"] == {"group_id": "g", "announce": {}, "path": "/v1/groups/g/announce"}
         assert (lines[4]["target"]["user_id"], lines[4]["target"]["other_id"]) == ("ada", "bob")

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::{acting_for, status};
 use crate::{
-    api::{Access, Caller, CallerGuard, Principal},
+    api::{Access, Caller, CallerGuard, call_name},
     audit,
 };
 
@@ -23,7 +23,7 @@ impl<A: ?Sized> CallerDoor<A> {
     /// Admits a call and passes it on.
     pub(super) async fn call<Q, R, F>(
         &self,
-        access: Access,
+        (name, access): (&str, Access),
         request: Request<Q>,
         to: impl FnOnce(Arc<A>, Caller, Q) -> F,
     ) -> Result<Response<R>, Status>
@@ -37,14 +37,15 @@ impl<A: ?Sized> CallerDoor<A> {
         let admitted = self.guard.admit(access, authorization, address).await;
         let (caller, _permit) = admitted.map_err(|refused| status(&refused))?;
         // What users do for themselves is no administrative act.
-        let act = audit::act_of::<Q>().filter(|_| caller.principal == Principal::Service);
-        let actor = act.map(|_| acting_for(request.metadata())).unwrap_or_default();
+        let name = call_name(name);
+        let act = Some(name).filter(|name| audit::is_act(name) && caller.is_service());
+        let actor = act.as_ref().map(|_| acting_for(request.metadata())).unwrap_or_default();
         let request = request.into_inner();
-        let target = act.map(|_| audit::target_of(&request));
+        let target = act.as_ref().map(|_| audit::target_of(&request));
         let result = to(Arc::clone(&self.api), caller, request).await;
         if let (Some(act), Some(target)) = (act, target) {
             let code = result.as_ref().map_or_else(|refused| refused.code, |_| Code::Ok);
-            self.guard.audit().note("grpc", &actor, act, &target, code);
+            self.guard.audit().note("grpc", &actor, &act, &target, code);
         }
         result.map(Response::new).map_err(|refused| status(&refused))
     }
@@ -61,8 +62,8 @@ macro_rules! serve_callers {
                     &self,
                     request: tonic::Request<$request>,
                 ) -> Result<tonic::Response<$response>, tonic::Status> {
-                    let access = $crate::api::Access::$access;
-                    self.call(access, request, |api, caller, request| async move {
+                    let call = (stringify!($method), $crate::api::Access::$access);
+                    self.call(call, request, |api, caller, request| async move {
                         api.$method(&caller, request).await
                     })
                     .await

@@ -99,7 +99,7 @@ impl<A: ?Sized> Door<A> {
             Ok(admitted) => admitted,
             Err(refused) => return refusal(&refused),
         };
-        let act = Act::of::<Q>(&caller, &call);
+        let act = Act::of(operation, &caller, &call);
         let request: Q = match self.request(binding, parts, call).await {
             Ok(request) => request,
             Err(response) => return *response,
@@ -196,15 +196,18 @@ impl<A: ?Sized> Door<A> {
 
 /// An administrative act under way.
 struct Act {
-    name: &'static str,
+    name: String,
     actor: String,
     path: String,
 }
 
 impl Act {
-    /// Q is the message of the request.
-    fn of<Q>(caller: &Caller, call: &Request) -> Option<Self> {
-        let name = audit::act_of::<Q>().filter(|_| caller.is_service())?;
+    fn of(operation: &Operation, caller: &Caller, call: &Request) -> Option<Self> {
+        let name = operation.call.as_ref()?.name();
+        if !audit::is_act(name) || !caller.is_service() {
+            return None;
+        }
+        let name = name.to_owned();
         let actor = call.headers().get(ACTOR).and_then(|value| value.to_str().ok());
         let (actor, path) = (actor.unwrap_or_default().to_owned(), call.uri().path().to_owned());
         Some(Self { name, actor, path })
@@ -217,7 +220,7 @@ impl Act {
         };
         target.insert("path".to_owned(), Value::from(self.path));
         let code = result.as_ref().map_or_else(|refused| refused.code, |_| Code::Ok);
-        audit.note("http", &self.actor, self.name, &Value::Object(target), code);
+        audit.note("http", &self.actor, &self.name, &Value::Object(target), code);
     }
 }
 

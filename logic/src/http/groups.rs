@@ -12,9 +12,9 @@ use super::{
     HttpSettings, descriptors,
     door::Door,
     operation::{Operation, Who},
-    routes::{Routes, camel, operations},
+    routes::{Routes, operations},
 };
-use crate::api::{Guard, groups::GroupsApi};
+use crate::api::{Guard, call_name, groups::GroupsApi};
 
 /// What any act may be refused with.
 const REFUSALS: [Code; 4] =
@@ -28,7 +28,7 @@ pub fn routes(api: Arc<dyn GroupsApi>, guard: Guard, settings: HttpSettings) -> 
         let path = format!("/v1/groups/{{group_id}}/{act}");
         let call = ("GroupActService", "ChangeGroup");
         let operation = Operation::of_call(Method::POST, &path, call, Who::Services, &REFUSALS)
-            .named(&format!("ChangeGroup{}", camel(act)))
+            .named(&format!("ChangeGroup{}", call_name(act)))
             .about(format!("Does {act:?} to a group, in a user's name or as the system."))
             .within(act);
         routes.call(&door, operation, |api, _service, request| async move {

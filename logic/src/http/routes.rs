@@ -178,7 +178,7 @@ macro_rules! operations {
             let operation = $crate::http::operation::Operation::of_call(
                 axum::http::Method::$verb,
                 $path,
-                ($service, &$crate::http::routes::camel(stringify!($method))),
+                ($service, &$crate::api::call_name(stringify!($method))),
                 $crate::http::operation::Who::Services,
                 &[$(millrace_protocol::Code::$code),*],
             );
@@ -198,7 +198,7 @@ macro_rules! operations {
             let operation = $crate::http::operation::Operation::of_call(
                 axum::http::Method::$verb,
                 $path,
-                ($service, &$crate::http::routes::camel(stringify!($method))),
+                ($service, &$crate::api::call_name(stringify!($method))),
                 $crate::http::operation::Who::$who,
                 &[$(millrace_protocol::Code::$code),*],
             );
@@ -212,15 +212,6 @@ macro_rules! operations {
 }
 
 pub(super) use operations;
-
-/// `create_room` → `CreateRoom`.
-pub(super) fn camel(name: &str) -> String {
-    let words = name.split('_').map(|word| {
-        let (first, rest) = word.split_at(word.len().min(1));
-        first.to_ascii_uppercase() + rest
-    });
-    words.collect()
-}
 
 fn binding(operation: &Operation) -> Binding {
     let request = operation.request();
