@@ -248,11 +248,11 @@ def test_conversations_are_called_by_the_others_name(dev):
 
     def names():
         rows = connection.request(PULL_CONVERSATIONS, chat.PullConversations()).conversations
-        return [(row.name, row.avatar) for row in rows]
+        return [(row.user_id, row.name, row.avatar) for row in rows]
 
-    assert names() == [("Ada", "https://example.org/ada.png"), (stranger, "")]
+    assert names() == [(ada, "Ada", "https://example.org/ada.png"), (stranger, stranger, "")]
     assert call(dev.ready, "PATCH", "/v1/users/me", {"name": "Ada L."}, registered["tokens"]["token"])[0] == 200
-    assert names()[0][0] == "Ada L."
+    assert names()[0][:2] == (ada, "Ada L.")
 
 
 def test_what_is_not_a_call_is_refused_in_json(dev):

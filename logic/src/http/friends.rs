@@ -19,7 +19,7 @@ pub fn router(api: Arc<dyn FriendsApi>, guard: CallerGuard, settings: HttpSettin
     let door = Door::new(api, guard, settings);
     operations! { routes, door, "FriendService" for callers;
         POST "/v1/users/{user_id}/friend_requests" => request_friend(Known)
-            [NotFound, NotPermitted, Blocked, AlreadyExists];
+            [NotFound, NotPermitted, Blocked, AlreadyExists, WordBlocked];
         POST "/v1/users/{user_id}/friend_requests/{other_id}/accept" => accept_friend(Known)
             [NotFound, NotPermitted];
         POST "/v1/users/{user_id}/friend_requests/{other_id}/reject" => reject_friend(Known)

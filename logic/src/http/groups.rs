@@ -17,8 +17,8 @@ use super::{
 use crate::api::{Guard, call_name, groups::GroupsApi};
 
 /// What any act may be refused with.
-const REFUSALS: [Code; 4] =
-    [Code::NotFound, Code::NotPermitted, Code::RoleTooLow, Code::AlreadyExists];
+const REFUSALS: [Code; 5] =
+    [Code::NotFound, Code::NotPermitted, Code::RoleTooLow, Code::AlreadyExists, Code::WordBlocked];
 
 /// The operations, to be merged with the others.
 pub fn routes(api: Arc<dyn GroupsApi>, guard: Guard, settings: HttpSettings) -> Routes {

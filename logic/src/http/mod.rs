@@ -69,7 +69,7 @@ pub fn router(api: Arc<dyn Api>, guard: Guard, settings: HttpSettings) -> Routes
     let mut routes = Routes::default();
     let door = Door::new(api, guard, settings);
     operations! { routes, door, "GroupService" for services;
-        POST "/v1/groups" => create_group [AlreadyExists];
+        POST "/v1/groups" => create_group [AlreadyExists, WordBlocked];
         GET "/v1/groups/{group_id}" => get_group [NotFound];
         DELETE "/v1/groups/{group_id}" => remove_group [NotFound, NotPermitted, RoleTooLow];
         POST "/v1/groups/{group_id}/members" => add_members

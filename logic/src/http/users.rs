@@ -15,14 +15,16 @@ pub fn router(api: Arc<dyn UsersApi>, guard: CallerGuard, settings: HttpSettings
     let mut routes = Routes::default();
     let door = Door::new(api, guard, settings);
     operations! { routes, door, "AccountService" for callers;
-        POST "/v1/users" => register_user(Anybody) [AlreadyExists, NotPermitted];
+        POST "/v1/users" => register_user(Anybody)
+            [AlreadyExists, NotPermitted, WordBlocked];
         POST "/v1/login" => login_user(Anybody) [BadCredentials, NotPermitted];
         POST "/v1/token/refresh" => refresh_token(Anybody) [NotPermitted];
         POST "/v1/token/revoke" => revoke_token(Anybody) [];
         POST "/v1/users/{user_id}/password" => change_password(Known)
             [BadCredentials, NotFound, NotPermitted];
         GET "/v1/users/{user_id}" => get_user(Known) [NotFound];
-        PATCH "/v1/users/{user_id}" => update_user(Known) [NotFound, NotPermitted];
+        PATCH "/v1/users/{user_id}" => update_user(Known)
+            [NotFound, NotPermitted, WordBlocked];
         GET "/v1/users" => search_users(Known) [];
     }
     routes

@@ -471,16 +471,19 @@ impl Model {
             let mentions = visible.iter().any(|(message, _)| {
                 message.sequence == mentioned && mentioned > floor && message.state == STATE_NORMAL
             });
-            let name = match (conversation.members.len(), id.strip_prefix("g:")) {
-                (_, Some(_)) => conversation.name.clone(),
+            let peer = match (conversation.members.len(), id.strip_prefix("g:")) {
+                (_, Some(_)) => String::new(),
                 (1, None) => user.to_owned(),
                 _ => conversation.members.iter().find(|id| *id != user).unwrap().clone(),
             };
+            let is_single = id.starts_with('s');
+            let name = if is_single { peer.clone() } else { conversation.name.clone() };
             rows.push(chat::Conversation {
                 conversation_id: id.clone(),
-                r#type: if id.starts_with('s') { 1 } else { 2 },
+                r#type: if is_single { 1 } else { 2 },
+                user_id: peer,
                 name,
-                avatar: match id.starts_with('s') {
+                avatar: match is_single {
                     true => String::new(),
                     false => conversation.avatar.clone(),
                 },

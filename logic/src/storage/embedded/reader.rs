@@ -418,15 +418,16 @@ fn conversation(
     let name = ConversationName::parse(&conversation_id).ok_or_else(not_a_conversation)?;
     let row = conversation_row(view, &conversation_id)?;
     let max_sequence = member.quit_sequence.unwrap_or(row.max_sequence);
-    let (own_last_sent, display_name, avatar) = match name {
+    let (own_last_sent, peer, display_name, avatar) = match name {
         ConversationName::Single(first, _) => {
             let sent = if first == user_id { row.sent[0] } else { row.sent[1] };
-            (sent, name.peer_of(user_id).unwrap_or_default().to_owned(), String::new())
+            let peer = name.peer_of(user_id).unwrap_or_default().to_owned();
+            (sent, peer.clone(), peer, String::new())
         }
         ConversationName::Group(group_id) => {
             let group: GroupRow =
                 view.get(Table::Groups, &keys::group(group_id))?.unwrap_or_default();
-            (member.own_last_sent, group.name, group.avatar)
+            (member.own_last_sent, String::new(), group.name, group.avatar)
         }
     };
     let get = |sequence| -> Result<MessageRow, StoreError> {
@@ -476,6 +477,7 @@ fn conversation(
         }),
         conversation_id,
         r#type: conversation_type,
+        user_id: peer,
         name: display_name,
         avatar,
         unread,
