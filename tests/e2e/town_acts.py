@@ -38,18 +38,16 @@ class Group:
 class Acts:
     """See the module. Mixed into [`Town`], which holds what is noted."""
 
-    def step(self, kind):
-        """Lets a random device that is online do this; True if it was done."""
+    def step(self, kind, tries=1):
+        """Lets a random device that is online do this; True if it was done by one of so many."""
         candidates = self.online()
-        if not candidates:
-            return False
-        device = self.random.choice(candidates)
-        device.pump()
-        if not device.online or not getattr(self, kind)(device):
-            return False
-        self.done[kind] += 1
-        self.log.append(f"{kind} by {device}")
-        return True
+        for device in self.random.sample(candidates, min(tries, len(candidates))):
+            device.pump()
+            if device.online and getattr(self, kind)(device):
+                self.done[kind] += 1
+                self.log.append(f"{kind} by {device}")
+                return True
+        return False
 
     def new_send(self, **fields):
         return chat.SendMessage(client_message_id=f"c-{next(self.numbers)}", **{"type": TEXT, **fields})
