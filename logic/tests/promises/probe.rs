@@ -16,7 +16,7 @@ use std::{
 use async_trait::async_trait;
 use fastrand::Rng;
 use millrace_logic::storage::{
-    Changes, ConversationPage, Members, Outcome, Page, Store, StoreError, Write,
+    Changes, ConversationPage, MemberRange, Members, Outcome, Page, Store, StoreError, Write,
     embedded::EmbeddedStore,
     groups::{GroupStore, JoinRequestPage, MemberPage, ReceiptFilter, ReceiptPage, Role},
 };
@@ -218,6 +218,10 @@ impl Store for Watched {
 
     async fn expired(&self, now_ms: i64, limit: usize) -> Result<Vec<(String, u64)>, StoreError> {
         at_once(self.inner.expired(now_ms, limit))
+    }
+
+    async fn member_ranges(&self, user_id: &str) -> Result<Vec<MemberRange>, StoreError> {
+        self.ask(self.inner.member_ranges(user_id)).await
     }
 
     async fn conversations(

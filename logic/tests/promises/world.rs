@@ -9,7 +9,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use millrace_logic::{
-    chat::{Chat, ChatSettings, Foundation, MessageSettings, NoWords, OpenPresence, OpenRooms},
+    chat::{
+        Chat, ChatSettings, Foundation, MessageSettings, NoProfiles, NoWords, OpenPresence,
+        OpenRooms,
+    },
     login::{ClaimRules, Hs256Verifier},
     registry::{MemoryRegistry, MemoryRegistrySettings},
     storage::{Store as _, conversation_id},
@@ -216,7 +219,9 @@ impl<'a> World<'a> {
             revocations: opened.revocations.clone(),
             presence: Arc::new(OpenPresence),
             gates: vec![],
+            search: None,
             words: Arc::new(NoWords),
+            profiles: Arc::new(NoProfiles),
             directory: opened.directory.clone(),
             push: None,
         };
