@@ -97,6 +97,9 @@ def groups_and_messages(driver):
     messages = f"/v1/conversations/{conversation}/messages"
     page = driver.call("GET", f"{messages}?user_id=bob&newest_first=true&limit=2")
     assert [message["body"] for message in page["messages"]] == ["three", "two"]
+    found = driver.call("POST", "/v1/users/bob/search", {"text": "three", "sender_id": "ada", "limit": 5})
+    # The index follows a moment later; the form of the answer is the same.
+    assert all(message["body"] == "three" for message in found["messages"])
     driver.call("POST", f"{messages}/1/revoke", {"actor_user_id": "ada"})
     changes = driver.call("GET", f"{messages}?user_id=bob&changed_since_version=1")
     assert "version" in changes

@@ -241,6 +241,7 @@ mod tests {
             GROUP_BY_ID,
             GROUP_MEMBERS,
             GROUP_JOIN_REQUESTS,
+            SEARCH_MESSAGES,
         ];
         let presence = [QUERY_PRESENCE, SUBSCRIBE_PRESENCE, UNSUBSCRIBE_PRESENCE];
         let logins = [LOGOUT_EVERYWHERE, REGISTER_PUSH, UNREGISTER_PUSH];
