@@ -283,9 +283,18 @@ class Device:
         try:
             self.wire.post(command, message, request_id, flags)
         except (Closed, OSError) as error:
+            self.hear_the_rest()
             self.disconnect()
             raise Offline(self.kicked) from error
         return request_id
+
+    def hear_the_rest(self):
+        """What the server said before it closed, which may be why."""
+        try:
+            while self.take(0.0):
+                pass
+        except Offline:
+            pass
 
     def take(self, seconds):
         """Reads what has arrived; True if there was anything."""

@@ -415,6 +415,9 @@ class Acts:
         self.act(device, INVITE_TO_GROUP, chat.InviteToGroup(group_id=group.id, user_ids=[other]))
         group.members.add(other)
         group.gone.discard(other)
+        # Who comes back starts anew.
+        for setting in ("do_not_disturb", "pinned"):
+            self.settings.pop((other, group.conversation_id, setting), None)
         return True
 
     def announce(self, device):
