@@ -39,7 +39,7 @@ use program::Program;
 use world::Found;
 
 /// Seeds of a run in CI.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 250;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))

@@ -187,10 +187,11 @@ impl Program {
             batch_events_max: *random.choice([1, 4_096].iter()).expect("some"),
             receipts_gathered: *random.choice([0, 3].iter()).expect("some"),
         };
-        let count = random.usize(20..70);
+        let count = random.usize(25..80);
         let mut steps: Vec<Step> = Vec::with_capacity(count + 4);
-        for device in 0..3 {
-            let op = Op::Login { device: device * DEVICES_PER_USER, gateway: device };
+        // Most are there from the beginning.
+        for device in 0..USERS * DEVICES_PER_USER - 2 {
+            let op = Op::Login { device, gateway: device % GATEWAYS };
             steps.push(Step { op, turns: 40, readers: 3 });
         }
         while steps.len() < count {
@@ -236,7 +237,9 @@ impl Program {
 
 fn op(random: &mut Rng) -> Op {
     let device = random.usize(..USERS * DEVICES_PER_USER);
-    let (talk, group) = (random.usize(..8), random.usize(..GROUPS));
+    // Mostly the first of the list, so that more happens in one.
+    let talk = if random.bool() { 0 } else { random.usize(..8) };
+    let group = random.usize(..GROUPS);
     let (gateway, user) = (random.usize(..GATEWAYS), random.usize(..USERS));
     let back = if random.bool() { 0 } else { random.u64(..6) };
     match random.u8(..100) {
