@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use millrace_protocol::chat::Conversation;
 
 use super::Core;
-use crate::storage::conversation_id::{CONVERSATION_TYPE_SINGLE, ConversationName};
+use crate::storage::conversation_id::CONVERSATION_TYPE_SINGLE;
 
 /// How a user is shown to others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,22 +48,15 @@ impl Profiles for NoProfiles {
 
 /// Puts names and avatars into a user's rows of single chats. A row of somebody without a profile
 /// stays as it is.
-pub(crate) async fn show(core: &Core, user_id: &str, rows: &mut [Conversation]) {
+pub(crate) async fn show(core: &Core, rows: &mut [Conversation]) {
     if !core.profiles.any() {
         return;
     }
-    let peer = |row: &Conversation| {
-        let name = ConversationName::parse(&row.conversation_id)?;
-        name.peer_of(user_id).map(str::to_owned)
-    };
-    let singles: Vec<_> = rows
-        .iter_mut()
-        .filter(|row| row.r#type == CONVERSATION_TYPE_SINGLE)
-        .filter_map(|row| peer(row).map(|peer| (row, peer)))
-        .collect();
-    let peers = singles.iter().map(|(_, peer)| peer.clone()).collect();
+    let singles: Vec<_> =
+        rows.iter_mut().filter(|row| row.r#type == CONVERSATION_TYPE_SINGLE).collect();
+    let peers = singles.iter().map(|row| row.user_id.clone()).collect();
     let profiles = core.profiles.profiles(peers).await;
-    for ((row, _), profile) in singles.into_iter().zip(profiles) {
+    for (row, profile) in singles.into_iter().zip(profiles) {
         if !profile.name.is_empty() {
             row.name.clone_from(&profile.name);
         }

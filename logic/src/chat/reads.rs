@@ -192,7 +192,7 @@ pub(crate) async fn conversations_page(
         true => core.store.recent_conversations(user_id, pull.before_version, limit).await?,
     };
     expiry::hide(page.conversations.iter_mut().filter_map(|c| c.last_message.as_mut()));
-    profiles::show(core, user_id, &mut page.conversations).await;
+    profiles::show(core, &mut page.conversations).await;
     let mut reply = ConversationsReply {
         conversations: page.conversations,
         version: page.version,
