@@ -1,21 +1,25 @@
 //! Listening and accepting.
 //!
-//! A multishot accept takes whatever the listener's backlog holds in one go, and when the
-//! descriptor table is full the kernel resets the client it has no entry for. So a multishot accept
-//! is in the kernel only while the table has room for every listener's whole backlog; below that,
-//! single accepts are used, never more than there are free entries; and when only the spare
-//! entries are left, none. Clients then wait in the backlog, where nobody resets them.
+//! When the descriptor table is full, the kernel resets the client it has no entry for. So every
+//! accept is for one client, and there are never more of them in the kernel than free entries; when
+//! only the spare ones are left, there is none. Clients then wait in the backlog, where nobody
+//! resets them.
 //!
-//! A client goes into the table of the ring whose accept took it. With several rings a listener's
-//! multishot accept is on one of them and moves on when room there becomes short; when it is short
-//! on all, single accepts take turns on those that have any. Room that appears on an earlier ring
-//! is used again at the next move.
+//! A multishot accept cannot give that promise. It goes on while the backlog holds anybody, and
+//! clients join the backlog meanwhile: on a busy machine with a backlog of 64 one took more than 73
+//! in one go, 9 times in 560 runs, and a client was reset in some of them. Nor is it faster: 8,500
+//! to 9,300 clients a second, 20-23 µs of the driver's CPU each, against 8,000 to 15,700 and
+//! 16-28 µs with 32 accepts of one client each (`examples/accept_rate.rs`, four runs of each in
+//! turn, Linux 6.18; the more where the driver is woken for every client).
 //!
-//! A multishot accept does not give the peer's address. It is asked for on the ring
-//! (SO_PEERNAME as a socket command, Linux 6.7), which costs one submission and one completion,
-//! and no system call of its own. The other way, installing an ordinary descriptor (Linux 6.8) for
-//! getpeername and close, was measured beside it: 1.3-1.7 µs a client against 0.4-0.8 µs, at 16 and
-//! 64 a batch on a busy machine with Linux 6.18.
+//! A client goes into the table of the ring whose accept took it; with several rings,
+//! [`Placement`](crate::Placement) says where the next accept goes.
+//!
+//! The accept does not give the peer's address: memory for it would have to be lent for as long as
+//! nobody comes. It is asked for on the ring (SO_PEERNAME as a socket command, Linux 6.7), which
+//! costs one submission and one completion, and no system call of its own. The other way,
+//! installing an ordinary descriptor (Linux 6.8) for getpeername and close, was measured beside it:
+//! 1.3-1.7 µs a client against 0.4-0.8 µs, at 16 and 64 a batch on a busy machine with Linux 6.18.
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,12 +30,12 @@ use crate::address::RawAddress;
 use crate::driver::Driver;
 use crate::operation::{Kind, Operation, Tag};
 use crate::ring::Completion;
-use crate::rings::MAIN;
 use crate::socket::{NONE, Stage};
 use crate::{Handler, SocketId, sys};
 
-/// Most single accepts of one listener in the kernel.
-const SINGLES_MAX: u32 = 16;
+/// Most accepts of one listener in the kernel, and so most clients that one turn takes from its
+/// backlog. They hold as many entries of the table, which other listeners cannot have meanwhile.
+const ACCEPTS_MAX: u32 = 32;
 
 /// Most listeners of a driver.
 const LISTENERS_MAX: usize = 255;
@@ -57,26 +61,14 @@ impl ListenerId {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Many {
-    Off,
-    Armed,
-    Cancelling,
-}
-
 /// A listening socket and what the kernel does about it.
 #[derive(Debug)]
 pub(crate) struct Listener {
     /// `None` after `stop_accepting`, once no accept is in the kernel any more.
     socket: Option<OwnedFd>,
     address: SocketAddr,
-    /// Clients the kernel may have ready for one multishot accept.
-    backlog: u32,
-    many: Many,
-    /// The ring of the multishot accept, when there is one.
-    many_ring: u8,
-    /// Single accepts in the kernel, on all rings together.
-    singles: u32,
+    /// Accepts in the kernel, on all rings together.
+    accepts: u32,
     retry_at: Option<Instant>,
     stopping: bool,
     /// Nothing is armed for lack of room; counted once at its beginning.
@@ -85,7 +77,7 @@ pub(crate) struct Listener {
 
 impl Listener {
     fn is_idle(&self) -> bool {
-        self.many == Many::Off && self.singles == 0
+        self.accepts == 0
     }
 
     fn close_if_done(&mut self) {
@@ -119,11 +111,7 @@ impl Driver {
         self.listeners.push(Listener {
             socket: Some(socket),
             address: bound,
-            // The kernel takes one more than it was told, and no more than net.core.somaxconn.
-            backlog: backlog.min(sys::backlog_max()).saturating_add(1),
-            many: Many::Off,
-            many_ring: MAIN,
-            singles: 0,
+            accepts: 0,
             retry_at: None,
             stopping: false,
             paused: false,
@@ -139,14 +127,8 @@ impl Driver {
                 continue;
             }
             listener.stopping = true;
-            if listener.many == Many::Armed {
-                listener.many = Many::Cancelling;
-                let target = tag(Kind::AcceptMany, index);
-                let operation = Operation::cancel(tag(Kind::CancelAccept, index), target);
-                self.rings.push(listener.many_ring, operation);
-            }
-            if listener.singles > 0 {
-                let target = tag(Kind::AcceptOne, index);
+            if listener.accepts > 0 {
+                let target = tag(Kind::Accept, index);
                 for ring in 0..self.rings.used() {
                     let operation = Operation::cancel_all(tag(Kind::CancelAccept, index), target);
                     self.rings.push(ring, operation);
@@ -161,37 +143,16 @@ impl Driver {
         self.listeners.iter().all(Listener::is_idle)
     }
 
-    /// Arms or cancels accepts according to the room in the tables. Returns when to look again, if
-    /// a listener rests after an error.
+    /// Arms accepts as far as there is room in the tables. Returns when to look again, if a
+    /// listener rests after an error.
     pub(crate) fn arm_accepts(&mut self) -> Option<Duration> {
-        if self.listeners.is_empty() {
-            return None;
-        }
         let spare = self.options.accept_spare;
-        let open = self.listeners.iter().filter(|listener| !listener.stopping);
-        let burst = open.fold(0u32, |sum, listener| sum.saturating_add(listener.backlog));
-        // Some way apart, so that a table that hovers about the mark does not toggle.
-        let burst_to_start = burst.saturating_add(burst / 4).saturating_add(1);
         let mut retry = None;
         for (index, listener) in self.listeners.iter_mut().enumerate() {
             let Some(socket) = listener.socket.as_ref().filter(|_| !listener.stopping) else {
                 continue;
             };
             let descriptor = socket.as_raw_fd();
-            match listener.many {
-                Many::Armed
-                    if self.rings.room(listener.many_ring) <= burst.saturating_add(spare)
-                        || self.rings.should_move_on(listener.many_ring) =>
-                {
-                    listener.many = Many::Cancelling;
-                    let target = tag(Kind::AcceptMany, index);
-                    let operation = Operation::cancel(tag(Kind::CancelAccept, index), target);
-                    self.rings.push(listener.many_ring, operation);
-                    continue;
-                }
-                Many::Armed | Many::Cancelling => continue,
-                Many::Off => {}
-            }
             if let Some(at) = listener.retry_at {
                 let now = Instant::now();
                 if now < at {
@@ -201,22 +162,14 @@ impl Driver {
                 }
                 listener.retry_at = None;
             }
-            if let Some(ring) = self.rings.choose(burst_to_start.saturating_add(spare)) {
-                listener.many = Many::Armed;
-                listener.many_ring = ring;
-                listener.paused = false;
-                let tag = tag(Kind::AcceptMany, index);
-                self.rings.push(ring, Operation::accept_many(tag, descriptor));
-                continue;
-            }
-            while listener.singles < SINGLES_MAX {
+            while listener.accepts < ACCEPTS_MAX {
                 let Some(ring) = self.rings.choose(spare) else { break };
-                listener.singles += 1;
-                self.rings.member(ring).singles += 1;
-                let tag = tag(Kind::AcceptOne, index);
-                self.rings.push(ring, Operation::accept_one(tag, descriptor));
+                listener.accepts += 1;
+                self.rings.member(ring).accepts += 1;
+                let tag = tag(Kind::Accept, index);
+                self.rings.push(ring, Operation::accept(tag, descriptor));
             }
-            let paused = listener.singles == 0;
+            let paused = listener.accepts == 0;
             if paused && !listener.paused {
                 self.statistics.accept_paused += 1;
             }
@@ -228,12 +181,8 @@ impl Driver {
     pub(crate) fn on_accept(&mut self, ring: u8, completed: Tag, completion: Completion) {
         let index = completed.slot as usize;
         let listener = &mut self.listeners[index];
-        if completed.kind == Kind::AcceptOne {
-            listener.singles -= 1;
-            self.rings.member(ring).singles -= 1;
-        } else if !completion.more() {
-            listener.many = Many::Off;
-        }
+        listener.accepts -= 1;
+        self.rings.member(ring).accepts -= 1;
         listener.close_if_done();
         let address = listener.address;
         match u32::try_from(completion.result) {
@@ -293,17 +242,6 @@ impl Driver {
         self.sockets.get_mut(id).expect("callbacks cannot close").context = context;
         self.arm_receive(id);
     }
-
-    /// A multishot accept was not found by its cancellation: tries again if it is still there.
-    pub(crate) fn repeat_accept_cancel(&mut self, failed: Tag) {
-        let index = failed.slot as usize;
-        if self.listeners[index].many == Many::Cancelling {
-            self.statistics.cancels_repeated += 1;
-            let target = tag(Kind::AcceptMany, index);
-            let operation = Operation::cancel(tag(Kind::CancelAccept, index), target);
-            self.rings.push(self.listeners[index].many_ring, operation);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -313,6 +251,7 @@ mod tests {
 
     use super::*;
     use crate::Options;
+    use crate::rings::MAIN;
 
     #[derive(Default)]
     struct Count {
@@ -336,15 +275,16 @@ mod tests {
     #[test]
     fn accepting_goes_on_after_an_error_from_the_kernel() {
         for code in [libc::ENFILE, libc::EMFILE, libc::ENOMEM, libc::ECONNABORTED] {
-            let options = Options { sockets_max: 64, ..Options::default() };
+            // Room for one accept, so that no other takes the client.
+            let options = Options { sockets_max: 1, accept_spare: 0, ..Options::default() };
             let mut driver = Driver::new(options).unwrap();
             let mut count = Count::default();
             let (_, address) = driver.listen("127.0.0.1:0".parse().unwrap(), 4).unwrap();
             assert_eq!(driver.arm_accepts(), None);
-            assert_eq!(driver.listeners[0].many, Many::Armed);
-            // As if the kernel had ended the multishot accept: really ended by a cancellation,
-            // with the code of the error in its last completion.
-            let target = tag(Kind::AcceptMany, 0);
+            assert_eq!(driver.listeners[0].accepts, 1);
+            // As if the kernel had failed the accept: really ended by a cancellation, with the
+            // code of the error in its completion.
+            let target = tag(Kind::Accept, 0);
             let ring = driver.rings.main();
             ring.push(Operation::cancel(tag(Kind::CancelAccept, 0), target));
             ring.enter(1, Some(Duration::from_secs(5))).unwrap();
@@ -354,7 +294,7 @@ mod tests {
             assert_eq!((batch.len(), last.result), (1, -libc::ECANCELED));
             last.result = -code;
             driver.on_accept(MAIN, target, last);
-            assert_eq!(driver.listeners[0].many, Many::Off);
+            assert_eq!(driver.listeners[0].accepts, 0);
             assert_eq!(driver.statistics().accept_failed, 1);
 
             let _client = TcpStream::connect(address).unwrap();

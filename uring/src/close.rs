@@ -122,9 +122,6 @@ impl Driver {
     /// A cancellation did not find its target, or found it at work. If the target has not
     /// completed meanwhile, it is cancelled again.
     pub(crate) fn on_cancel_failed(&mut self, failed: Tag) {
-        if failed.kind == Kind::CancelAccept {
-            return self.repeat_accept_cancel(failed);
-        }
         let id = SocketId::new(failed.slot, failed.generation);
         let Some(socket) = self.sockets.get(id) else { return };
         let closing = socket.stage == Stage::Closing;

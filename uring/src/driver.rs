@@ -249,16 +249,18 @@ impl Driver {
         let tag = Tag::unpack(completion.user_data).expect("every operation carries a tag");
         match tag.kind {
             Kind::Wake => self.wake_armed = false,
-            Kind::AcceptMany | Kind::AcceptOne => self.on_accept(ring, tag, completion),
+            Kind::Accept => self.on_accept(ring, tag, completion),
             Kind::Peer => self.on_peer(tag, completion, handler),
             Kind::Connect => self.on_connect(tag, completion, handler),
             Kind::Receive => self.on_receive(ring, tag, completion, handler),
             Kind::Send => self.on_send(tag, completion, handler),
             Kind::Shutdown => self.on_shutdown(tag),
             Kind::Close => self.on_close(tag, completion, handler),
-            Kind::CancelReceive | Kind::CancelSend | Kind::CancelConnect | Kind::CancelAccept => {
+            Kind::CancelReceive | Kind::CancelSend | Kind::CancelConnect => {
                 self.on_cancel_failed(tag)
             }
+            // The accepts it was for have completed before it.
+            Kind::CancelAccept => {}
             // A socket option that could not be set: TCP_NODELAY or a late choice of port. The
             // connection works without.
             Kind::Option => {}

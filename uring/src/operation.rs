@@ -24,39 +24,36 @@ const COMMAND_OPERATION_WORD: usize = 2;
 pub(crate) enum Kind {
     /// The read of the wake-up eventfd.
     Wake = 1,
-    /// A multishot accept; the slot is the listener.
-    AcceptMany = 2,
-    /// A single accept; the slot is the listener.
-    AcceptOne = 3,
+    /// An accept; the slot is the listener.
+    Accept = 2,
     /// The question for an accepted socket's peer.
-    Peer = 4,
+    Peer = 3,
     /// Any stage of an outgoing connection; one is in the kernel at a time.
-    Connect = 5,
+    Connect = 4,
     /// A receive, multishot or single.
-    Receive = 6,
+    Receive = 5,
     /// A send.
-    Send = 7,
+    Send = 6,
     /// A shutdown of the sending side.
-    Shutdown = 8,
+    Shutdown = 7,
     /// The close of a descriptor, or a stand-in where there is none.
-    Close = 9,
+    Close = 8,
     /// The cancellation of a receive.
-    CancelReceive = 10,
+    CancelReceive = 9,
     /// The cancellation of a send.
-    CancelSend = 11,
+    CancelSend = 10,
     /// The cancellation of a connect.
-    CancelConnect = 12,
+    CancelConnect = 11,
     /// The cancellation of accepts.
-    CancelAccept = 13,
+    CancelAccept = 12,
     /// A socket option whose success is silent and whose failure does no harm.
-    Option = 14,
+    Option = 13,
 }
 
 impl Kind {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 13] = [
         Self::Wake,
-        Self::AcceptMany,
-        Self::AcceptOne,
+        Self::Accept,
         Self::Peer,
         Self::Connect,
         Self::Receive,
@@ -104,13 +101,8 @@ impl Operation {
         Self(entry.user_data(tag.pack()))
     }
 
-    /// Accepts until it is cancelled or the table is full.
-    pub(crate) fn accept_many(tag: Tag, listener: RawFd) -> Self {
-        Self::tagged(opcode::AcceptMulti::new(Fd(listener)).allocate_file_index(true).build(), tag)
-    }
-
-    /// Accepts one client.
-    pub(crate) fn accept_one(tag: Tag, listener: RawFd) -> Self {
+    /// Accepts one client into a table entry of the kernel's choice.
+    pub(crate) fn accept(tag: Tag, listener: RawFd) -> Self {
         let entry = opcode::Accept::new(Fd(listener), std::ptr::null_mut(), std::ptr::null_mut())
             .file_index(Some(DestinationSlot::auto_target()))
             .build();

@@ -41,17 +41,13 @@ use crate::{Options, Placement, SocketId};
 /// Index of the main ring.
 pub(crate) const MAIN: u8 = 0;
 
-/// Sockets by which a ring may lag behind the emptiest one before accepting moves on to that, when
-/// sockets are spread.
-const SPREAD_STEP: u32 = 64;
-
 /// A ring and what belongs to it alone.
 pub(crate) struct Member {
     pub(crate) ring: Ring,
     /// Entries of its table that are taken, from the accept or connect to the end of the close.
     pub(crate) sockets: u32,
-    /// Single accepts in the kernel, each of which may take an entry.
-    pub(crate) singles: u32,
+    /// Accepts in the kernel, each of which may take an entry.
+    pub(crate) accepts: u32,
     /// Sockets that found no receive buffer, first in first out; those closed since are
     /// recognised by their id.
     pub(crate) parked: VecDeque<SocketId>,
@@ -93,7 +89,7 @@ impl Rings {
             if is_satellite {
                 ring.submitter().register_eventfd(eventfd)?;
             }
-            members.push(Member { ring, sockets: 0, singles: 0, parked: VecDeque::new() });
+            members.push(Member { ring, sockets: 0, accepts: 0, parked: VecDeque::new() });
         }
         Ok(Self {
             members,
@@ -141,10 +137,10 @@ impl Rings {
         self.members[usize::from(ring)].ring.push(operation);
     }
 
-    /// Free entries of a ring's table that no single accept may take.
-    pub(crate) fn room(&self, ring: u8) -> u32 {
+    /// Free entries of a ring's table that no accept may take.
+    fn room(&self, ring: u8) -> u32 {
         let member = &self.members[usize::from(ring)];
-        self.sockets_max.saturating_sub(member.sockets + member.singles)
+        self.sockets_max.saturating_sub(member.sockets + member.accepts)
     }
 
     /// The ring for a new socket, among those with more than `least` entries free.
@@ -155,12 +151,6 @@ impl Rings {
             // Of those with most, the last: a satellite, so that tests meet one.
             Placement::Spread => roomy.max_by_key(|ring| self.room(*ring)),
         }
-    }
-
-    /// Whether accepting should move on from a ring that still has room.
-    pub(crate) fn should_move_on(&self, ring: u8) -> bool {
-        self.placement == Placement::Spread
-            && (0..self.count()).any(|other| self.room(other) > self.room(ring) + SPREAD_STEP)
     }
 
     /// Submits what is queued on satellites and runs their deferred work: one enter for each of

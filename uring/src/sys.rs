@@ -197,13 +197,6 @@ pub(crate) fn listen(address: &SocketAddr, backlog: u32) -> io::Result<(OwnedFd,
     Ok((socket, bound))
 }
 
-/// The most clients the kernel keeps ready for one listener (net.core.somaxconn).
-pub(crate) fn backlog_max() -> u32 {
-    let text = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap_or_default();
-    // 4,096 is the kernel's own default, for where /proc is hidden.
-    text.trim().parse().unwrap_or(4096)
-}
-
 fn limits() -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel writes one rlimit during the call only.
