@@ -57,6 +57,7 @@ macro_rules! conformance_tests {
             concurrent_commits_lose_and_double_nothing,
             everything_is_there_after_reopening,
             revoked_content_is_gone_for_everybody_and_its_place_stays,
+            a_revocation_is_for_those_who_were_there_when_the_message_came,
             who_may_revoke_and_until_when,
             owners_and_administrators_revoke_what_those_below_them_said,
             deleted_messages_are_hidden_from_one_user_alone,

@@ -37,7 +37,7 @@ pub enum Outcome {
         changed: bool,
         /// The version of this write, or of the commit before when nothing changed.
         version: u64,
-        /// The members now.
+        /// The members now, without those who joined after the message.
         recipients: Members,
     },
     /// Of [`Write::Delete`](super::Write::Delete).

@@ -149,6 +149,39 @@ pub async fn revoked_content_is_gone_for_everybody_and_its_place_stays<B: Bed>(b
     store.close().await.unwrap();
 }
 
+pub async fn a_revocation_is_for_those_who_were_there_when_the_message_came<B: Bed>(bed: &B) {
+    let store = bed.open().await;
+    one(&store, create("g", &["ann", "bob", "dan"], 0)).await;
+    for text in ["1", "2", "3"] {
+        stored(&store, to_group("ann", "g", text)).await;
+    }
+    let recipients =
+        async |store: &B::Store, sequence| match one(store, revoke("ann", "g:g", sequence, 100))
+            .await
+        {
+            Outcome::Erased { changed: true, recipients, .. } => {
+                recipients.iter().map(|user| user.to_string()).collect::<Vec<_>>()
+            }
+            other => panic!("not revoked: {other:?}"),
+        };
+    // In the same commit as the message before, and in one of its own; who comes back is new.
+    one(&store, add("g", &["eve"])).await;
+    one(&store, remove("g", &["dan"])).await;
+    one(&store, add("g", &["dan"])).await;
+    assert_eq!(recipients(&store, 1).await, ["ann", "bob"]);
+    stored(&store, to_group("ann", "g", "4")).await;
+    one(&store, remove("g", &["eve"])).await;
+    assert_eq!(recipients(&store, 2).await, ["ann", "bob"]);
+    let newest = store.conversations("ann", 0, 9).await.unwrap().conversations[0].max_sequence;
+    assert_eq!(recipients(&store, newest).await, ["ann", "bob", "dan"]);
+    store.close().await.unwrap();
+    let store = bed.open().await;
+    assert_eq!(recipients(&store, 3).await, ["ann", "bob"], "after reopening");
+    let rows = store.conversations("dan", 0, 9).await.unwrap();
+    assert_eq!(rows.conversations.len(), 1);
+    store.close().await.unwrap();
+}
+
 pub async fn who_may_revoke_and_until_when<B: Bed>(bed: &B) {
     let store = bed.open().await;
     one(&store, create("g", &["ann", "bob"], 0)).await;

@@ -424,7 +424,9 @@ impl Model {
             self.version = next;
         }
         let state = message.state;
-        let members = conversation.members.len();
+        let rows = &conversation.rows;
+        let there = |user: &&String| rows.get(*user).is_none_or(|row| row.init < sequence);
+        let members = conversation.members.iter().filter(there).count();
         format!("erased {sequence} {state} changed {changed} at {} of {members}", self.version)
     }
 

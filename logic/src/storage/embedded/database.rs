@@ -59,6 +59,15 @@ impl Changes {
             .take_while(move |(key, _)| key.starts_with(prefix))
     }
 
+    /// What becomes of the rows of a range of keys.
+    pub fn range(
+        &self,
+        table: Table,
+        range: std::ops::RangeInclusive<Vec<u8>>,
+    ) -> impl Iterator<Item = (&Vec<u8>, &Option<Vec<u8>>)> {
+        self.tables[table as usize].range(range)
+    }
+
     /// Nothing is to be done.
     pub fn is_empty(&self) -> bool {
         self.tables.iter().all(BTreeMap::is_empty)

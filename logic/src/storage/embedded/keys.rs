@@ -10,6 +10,7 @@
 //! | groups | 0, group | [`GroupRow`](super::group_rows::GroupRow) |
 //! | groups | 1, group, user | nothing: the user is a member now |
 //! | groups | 2, group, user | [`JoinRequestRow`](super::group_rows::JoinRequestRow) |
+//! | groups | 3, group, sequence (big-endian), user | nothing: the member sees what is behind it |
 //! | edits | 0, conversation, sequence | [`EditRow`](super::rows::EditRow): its content was erased |
 //! | edits | 1, conversation, version (big-endian) | [`SequenceRow`](super::rows::SequenceRow): what that commit erased |
 //! | edits | 2, user, conversation | [`DeletedRow`](super::rows::DeletedRow) |
@@ -205,6 +206,30 @@ pub fn join_request(group_id: &str, user_id: &str) -> Vec<u8> {
 /// The keys of a group's requests behind somebody's in byte order; behind nobody's: all.
 pub fn join_requests_after(group_id: &str, user_id: &str) -> RangeInclusive<Vec<u8>> {
     users_after(join_requests_prefix(group_id), user_id)
+}
+
+fn joined_prefix(group_id: &str) -> Vec<u8> {
+    let mut key = hashed(&[group_id], group_id.len() + 10);
+    key.push(3);
+    with_id(&mut key, group_id);
+    key
+}
+
+/// The key of a member who sees what is behind `sequence`, which is not 0.
+pub fn joined(group_id: &str, sequence: u64, user_id: &str) -> Vec<u8> {
+    let mut key = joined_prefix(group_id);
+    key.extend_from_slice(&sequence.to_be_bytes());
+    key.extend_from_slice(user_id.as_bytes());
+    key
+}
+
+/// The keys of the members who do not see the message `sequence`, and how many bytes of each are
+/// before the user's id.
+pub fn joined_since(group_id: &str, sequence: u64) -> (RangeInclusive<Vec<u8>>, usize) {
+    let prefix = joined_prefix(group_id);
+    let bytes = prefix.len() + size_of::<u64>();
+    let last = [&prefix[..], &[0xff; 9]].concat();
+    (joined(group_id, sequence, "")..=last, bytes)
 }
 
 /// The range behind one user among keys that end with user ids.

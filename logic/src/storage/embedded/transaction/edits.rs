@@ -231,9 +231,12 @@ impl Transaction<'_> {
         revoked_by: String,
     ) -> Result<Outcome, StoreError> {
         let Found { mut conversation, conversation_id, sequence, mut row } = found;
-        let recipients = match conversation.row.removed {
-            true => [].into(),
-            false => conversation.members.clone(),
+        let recipients = match ConversationName::parse(&conversation_id) {
+            _ if conversation.row.removed => [].into(),
+            Some(ConversationName::Group(group_id)) => {
+                self.members_who_see(group_id, &conversation.members, sequence)?
+            }
+            _ => conversation.members.clone(),
         };
         let changed = row.state == STATE_NORMAL;
         if changed {

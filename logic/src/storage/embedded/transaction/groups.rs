@@ -308,6 +308,35 @@ impl Transaction<'_> {
         self.put_member(user_id, conversation_id, member);
         let key = keys::group_member(group_id, user_id);
         self.changes.put(Table::Groups, key, vec![]);
+        if row.max_sequence > 0 {
+            let key = keys::joined(group_id, row.max_sequence, user_id);
+            self.changes.put(Table::Groups, key, vec![]);
+        }
+    }
+
+    /// The members to whom a message says something: those who were there when it came.
+    pub(super) fn members_who_see(
+        &self,
+        group_id: &str,
+        members: &Members,
+        sequence: u64,
+    ) -> Result<Members, StoreError> {
+        let (range, before_id) = keys::joined_since(group_id, sequence);
+        let mut later = std::collections::BTreeSet::new();
+        self.tables.view().raw_range(Table::Groups, range.clone(), |key, _| {
+            later.insert(key[before_id..].to_vec());
+            Ok(true)
+        })?;
+        for (key, change) in self.changes.range(Table::Groups, range) {
+            match change {
+                Some(_) => later.insert(key[before_id..].to_vec()),
+                None => later.remove(&key[before_id..]),
+            };
+        }
+        if later.is_empty() {
+            return Ok(members.clone());
+        }
+        Ok(members.iter().filter(|member| !later.contains(member.as_bytes())).cloned().collect())
     }
 
     /// Ends somebody's membership; what was there until now stays readable.
@@ -320,6 +349,8 @@ impl Transaction<'_> {
         reason: u32,
     ) -> Result<(), StoreError> {
         let mut member = self.member_or_default(user_id, conversation_id)?;
+        let joined = keys::joined(group_id, member.init_sequence, user_id);
+        self.changes.remove(Table::Groups, joined);
         member.version = self.version;
         member.quit_sequence = Some(max_sequence);
         member.quit_reason = reason as u8;
