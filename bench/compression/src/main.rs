@@ -11,7 +11,6 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 use millrace_protocol::chat::{
     Conversation, ConversationsReply, Deliver, Message, PullReply, SendMessage,
 };
-use prost::Message as _;
 use serde::Serialize;
 
 /// Frames of one kind that are measured.
