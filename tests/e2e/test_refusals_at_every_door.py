@@ -126,28 +126,28 @@ CASES = {
         24, "This user does not take messages from you.", 403, "PERMISSION_DENIED"),
     "muted": (
         lambda world, door: door.send("mum", message(group_id="team")),
-        25, "you are muted in this group for a while", 403, "PERMISSION_DENIED"),
+        25, "You are muted in this group for a while.", 403, "PERMISSION_DENIED"),
     "not a member": (
         lambda world, door: door.send("eve", message(group_id="team")),
-        17, "only members send to a group", 403, "PERMISSION_DENIED"),
+        17, "Only members send to a group.", 403, "PERMISSION_DENIED"),
     "no such group": (
         lambda world, door: door.send("ann", message(group_id="nowhere")),
-        16, "there is no such group", 404, "NOT_FOUND"),
+        16, "There is no such group.", 404, "NOT_FOUND"),
     "too old to revoke": (
         lambda world, door: door.revoke("ann", world.chat, world.old),
-        27, "the time in which it could be revoked is over", 409, "FAILED_PRECONDITION"),
+        27, "The time in which it could be revoked is over.", 409, "FAILED_PRECONDITION"),
     "the revocation of what somebody above oneself said": (
         lambda world, door: door.revoke("ann", world.group, world.welcome),
-        26, "only the sender, an owner or an administrator may revoke this message", 403, "PERMISSION_DENIED"),
+        26, "Only the sender, an owner or an administrator may revoke this message.", 403, "PERMISSION_DENIED"),
     "the revocation of what the other one said": (
         lambda world, door: door.revoke("ben", world.chat, world.old),
-        17, "only the sender may revoke a message", 403, "PERMISSION_DENIED"),
+        17, "Only the sender may revoke a message.", 403, "PERMISSION_DENIED"),
     "the revocation of what is not there": (
         lambda world, door: door.revoke("ann", world.chat, 999),
-        16, "there is no such message", 404, "NOT_FOUND"),
+        16, "There is no such message.", 404, "NOT_FOUND"),
     "the revocation in a conversation of others": (
         lambda world, door: door.revoke("eve", world.chat, world.old),
-        17, "the user is not a member of this conversation", 403, "PERMISSION_DENIED"),
+        17, "The user is not a member of this conversation.", 403, "PERMISSION_DENIED"),
     "the forward of what was revoked": (
         lambda world, door: door.forward("ann", forwarded(world, sequences=[world.gone], user_id="ben")),
         16, "", 404, "NOT_FOUND"),

@@ -8,10 +8,10 @@ use millrace_protocol::Code;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// [`Store::page`](super::Store::page): no such conversation.
-    #[error("there is no such conversation")]
+    #[error("There is no such conversation.")]
     NotFound,
     /// [`Store::page`](super::Store::page): the user never was a member.
-    #[error("the user is not a member of this conversation")]
+    #[error("The user is not a member of this conversation.")]
     NotMember,
     /// No space is left for writing. Reading goes on, and writing too once there is space.
     #[error("no space is left for the store: {0}")]

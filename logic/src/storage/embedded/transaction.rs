@@ -258,12 +258,12 @@ impl<'a> Transaction<'a> {
     /// Whether a message may be stored as it is; fills in what only the store knows.
     fn check(&mut self, message: &mut MessageRow, target: &Target) -> Result<(), Stop> {
         if message.body.len() > BODY_BYTES_MAX {
-            return refuse(Code::TooLarge, "the body is too large");
+            return refuse(Code::TooLarge, "The body is too large.");
         }
         if let Some(attachment) = &message.attachment {
             let chat::Attachment { attachment_id, r#type, name, url, size: _ } = attachment;
             if [attachment_id, r#type, name, url].iter().any(|text| text.len() > TEXT_BYTES_MAX) {
-                return refuse(Code::BadRequest, "a text of the attachment is too long");
+                return refuse(Code::BadRequest, "A text of the attachment is too long.");
             }
         }
         if let Some(extras) = &mut message.extras {
@@ -285,15 +285,15 @@ impl<'a> Transaction<'a> {
     ) -> Result<(String, Conversation), Stop> {
         match target {
             Target::User(user_id) => {
-                check_id(user_id, USER_ID_BYTES_MAX, "user_id is empty or too long")?;
+                check_id(user_id, USER_ID_BYTES_MAX, "user_id is empty or too long.")?;
                 self.single(sender_id, user_id)
             }
             Target::Group(group_id) => {
-                check_id(group_id, GROUP_ID_BYTES_MAX, "group_id is empty or too long")?;
+                check_id(group_id, GROUP_ID_BYTES_MAX, "group_id is empty or too long.")?;
                 let conversation_id = conversation_id::group(group_id);
                 let conversation = self.living_group(&conversation_id)?;
                 if !is_member(&conversation.members, sender_id) {
-                    return refuse(Code::NotPermitted, "only members send to a group");
+                    return refuse(Code::NotPermitted, "Only members send to a group.");
                 }
                 let own = self.member_or_default(sender_id, &conversation_id)?;
                 self.may_speak(group_id, &conversation, &own, sender_id, at_ms)?;
@@ -464,16 +464,16 @@ impl<'a> Transaction<'a> {
         user_id: &str,
         conversation_id: &str,
     ) -> Result<(Conversation, MemberRow), Stop> {
-        check_id(user_id, USER_ID_BYTES_MAX, "the user id is empty or too long")?;
+        check_id(user_id, USER_ID_BYTES_MAX, "The user id is empty or too long.")?;
         if ConversationName::parse(conversation_id).is_none() {
-            return refuse(Code::NotFound, "there is no such conversation");
+            return refuse(Code::NotFound, "There is no such conversation.");
         }
         let Some(conversation) = self.conversation(conversation_id)? else {
-            return refuse(Code::NotFound, "there is no such conversation");
+            return refuse(Code::NotFound, "There is no such conversation.");
         };
         match self.member(user_id, conversation_id)? {
             Some(row) => Ok((conversation, row)),
-            None => refuse(Code::NotPermitted, "the user is not a member of this conversation"),
+            None => refuse(Code::NotPermitted, "The user is not a member of this conversation."),
         }
     }
 

@@ -39,7 +39,7 @@ impl Transaction<'_> {
             Actor::User(user_id) => {
                 let (_, member) = self.membership(user_id, &conversation_id)?;
                 if member.quit_sequence.is_some() {
-                    return refuse(Code::NotPermitted, "the user is no member any more");
+                    return refuse(Code::NotPermitted, "The user is no member any more.");
                 }
                 if sequence <= member.init_sequence {
                     return refuse(Code::NotFound, NO_MESSAGE);
@@ -49,7 +49,7 @@ impl Transaction<'_> {
         };
         // It says what has happened, in the name of whoever did it; nobody can make it undone.
         if matches!(actor, Actor::User(_)) && row.extras.as_ref().is_some_and(|more| more.system) {
-            return refuse(Code::NotPermitted, "what the server itself has said stays");
+            return refuse(Code::NotPermitted, "What the server itself has said stays.");
         }
         if let Actor::User(user_id) = actor
             && !self.may_revoke_any(user_id, &conversation_id, &row.sender_id)?
@@ -58,15 +58,15 @@ impl Transaction<'_> {
                 return match ConversationName::parse(&conversation_id) {
                     Some(ConversationName::Group(_)) => refuse(
                         Code::RoleTooLow,
-                        "only the sender, an owner or an administrator may revoke this message",
+                        "Only the sender, an owner or an administrator may revoke this message.",
                     ),
-                    _ => refuse(Code::NotPermitted, "only the sender may revoke a message"),
+                    _ => refuse(Code::NotPermitted, "Only the sender may revoke a message."),
                 };
             }
             let age_ms = at_ms.saturating_sub(row.sent_at_ms).max(0) as u64;
             // Who repeats a revocation that was in time, because its answer was lost, is not late.
             if row.state == STATE_NORMAL && (limit_ms == 0 || age_ms > limit_ms) {
-                return refuse(Code::TooLate, "the time in which it could be revoked is over");
+                return refuse(Code::TooLate, "The time in which it could be revoked is over.");
             }
         }
         let revoked_by = match actor {
@@ -85,7 +85,7 @@ impl Transaction<'_> {
     ) -> Result<Outcome, Stop> {
         let found = self.find(conversation_id, sequence)?;
         if !(1..=at_ms).contains(&found.row.expires_at_ms()) && found.row.state == STATE_NORMAL {
-            return refuse(Code::BadRequest, "the time of this message is not over");
+            return refuse(Code::BadRequest, "The time of this message is not over.");
         }
         Ok(self.erase(found, STATE_EXPIRED, String::new())?)
     }
@@ -103,7 +103,7 @@ impl Transaction<'_> {
         let top = member.quit_sequence.unwrap_or(conversation.row.max_sequence);
         sequences.sort_unstable();
         if sequences.iter().any(|sequence| !(member.init_sequence + 1..=top).contains(sequence)) {
-            return refuse(Code::NotFound, "a message of these is not there");
+            return refuse(Code::NotFound, "A message of these is not there.");
         }
         let key = keys::deleted(user_id, conversation_id);
         // Whoever came back as a new member begins anew.
@@ -115,7 +115,7 @@ impl Transaction<'_> {
         if deleted.ranges().len() > DELETED_RANGES_MAX && !sequences.is_empty() {
             return refuse(
                 Code::OverCapacity,
-                "too many single messages of this conversation are deleted already",
+                "Too many single messages of this conversation are deleted already.",
             );
         }
         let mut messages = Vec::with_capacity(sequences.len());
@@ -165,7 +165,7 @@ impl Transaction<'_> {
         let (conversation, member) = self.membership(user_id, conversation_id)?;
         let top = member.quit_sequence.unwrap_or(conversation.row.max_sequence);
         if !(member.init_sequence + 1..=top).contains(&sequence) {
-            return refuse(Code::NotFound, "the quoted message is not there");
+            return refuse(Code::NotFound, "The quoted message is not there.");
         }
         let row = self.find(conversation_id.to_owned(), sequence)?.row;
         let is_over = (1..=at_ms).contains(&row.expires_at_ms());
@@ -173,7 +173,10 @@ impl Transaction<'_> {
             || is_over
             || self.has_deleted(user_id, conversation_id, &member, sequence)?
         {
-            return refuse(Code::NotFound, "the quoted message was revoked or deleted, or is over");
+            return refuse(
+                Code::NotFound,
+                "The quoted message was revoked or deleted, or is over.",
+            );
         }
         Ok(row.sender_id)
     }
@@ -195,10 +198,10 @@ impl Transaction<'_> {
 
     fn find(&mut self, conversation_id: String, sequence: u64) -> Result<Found, Stop> {
         if ConversationName::parse(&conversation_id).is_none() {
-            return refuse(Code::NotFound, "there is no such conversation");
+            return refuse(Code::NotFound, "There is no such conversation.");
         }
         let Some(conversation) = self.conversation(&conversation_id)? else {
-            return refuse(Code::NotFound, "there is no such conversation");
+            return refuse(Code::NotFound, "There is no such conversation.");
         };
         match self.get(Table::Messages, &keys::message(&conversation_id, sequence))? {
             Some(row) => Ok(Found { conversation, conversation_id, sequence, row }),
@@ -298,10 +301,10 @@ impl Transaction<'_> {
     ) -> Result<(), Stop> {
         if let Some(mentions) = &extras.mentions {
             if mentions.user_ids.len() > MENTIONED_USERS_MAX {
-                return refuse(Code::BadRequest, "a message mentions at most 100 users by name");
+                return refuse(Code::BadRequest, "A message mentions at most 100 users by name.");
             }
             for user_id in &mentions.user_ids {
-                check_id(user_id, USER_ID_BYTES_MAX, "a mentioned user id is empty or too long")?;
+                check_id(user_id, USER_ID_BYTES_MAX, "A mentioned user id is empty or too long.")?;
             }
         }
         if let Some(quote) = &mut extras.quote {
@@ -315,4 +318,4 @@ impl Transaction<'_> {
     }
 }
 
-const NO_MESSAGE: &str = "there is no such message";
+const NO_MESSAGE: &str = "There is no such message.";

@@ -24,7 +24,7 @@ use crate::storage::{
     limits::*,
 };
 
-const ROLE_TOO_LOW: &str = "your role in this group does not allow this";
+const ROLE_TOO_LOW: &str = "Your role in this group does not allow this.";
 
 /// What somebody may do: a member's role, or everything. In this order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,7 +52,7 @@ impl Scene {
             Some(actor) if is_member(&self.conversation.members, actor) => {
                 Ok(Power::Of(self.group.role(actor)))
             }
-            Some(_) => refuse(Code::NotPermitted, "only members of the group may do this"),
+            Some(_) => refuse(Code::NotPermitted, "Only members of the group may do this."),
         }
     }
 
@@ -67,7 +67,7 @@ impl Scene {
         let power = self.at_least(Role::Administrator)?;
         match user_ids.iter().all(|user_id| power > Power::Of(self.group.role(user_id))) {
             true => Ok(()),
-            false => refuse(Code::RoleTooLow, "this needs a higher role than theirs"),
+            false => refuse(Code::RoleTooLow, "This needs a higher role than theirs."),
         }
     }
 
@@ -75,7 +75,7 @@ impl Scene {
     fn self_(&self) -> Result<String, Stop> {
         match &self.actor {
             Some(actor) => Ok(actor.clone()),
-            None => refuse(Code::BadRequest, "this act needs a user who does it"),
+            None => refuse(Code::BadRequest, "This act needs a user who does it."),
         }
     }
 }
@@ -104,7 +104,7 @@ impl Transaction<'_> {
     pub(super) fn change_group(&mut self, change: GroupChange) -> Result<Outcome, Stop> {
         let GroupChange { group_id, actor, at_ms, notice_id, act } = change;
         if let Some(actor) = &actor {
-            check_id(actor, USER_ID_BYTES_MAX, "the acting user's id is empty or too long")?;
+            check_id(actor, USER_ID_BYTES_MAX, "The acting user's id is empty or too long.")?;
         }
         let (scene, done) = match act {
             GroupAct::Create { name, avatar, members, members_max, join_rule, invite_rule } => {
@@ -153,7 +153,7 @@ impl Transaction<'_> {
 
     fn act(&mut self, scene: &mut Scene, act: GroupAct) -> Result<Done, Stop> {
         match act {
-            GroupAct::Create { .. } => refuse(Code::Internal, "a group is not created twice"),
+            GroupAct::Create { .. } => refuse(Code::Internal, "A group is not created twice."),
             GroupAct::Update { name, avatar, members_max, join_rule, invite_rule } => {
                 self.act_update(scene, name, avatar, members_max, join_rule, invite_rule)
             }
@@ -219,13 +219,13 @@ impl Transaction<'_> {
         scene.at_least(if rules { Role::Owner } else { Role::Administrator })?;
         check_rules(join_rule, invite_rule)?;
         if [&name, &avatar].into_iter().flatten().any(|text| text.len() > TEXT_BYTES_MAX) {
-            return refuse(Code::BadRequest, "the name or the avatar is too long");
+            return refuse(Code::BadRequest, "The name or the avatar is too long.");
         }
         if members_max.is_some_and(|max| !(1..=GROUP_MEMBERS_MAX_CEILING).contains(&max)) {
-            return refuse(Code::BadRequest, "members_max is 0 or above what any group may have");
+            return refuse(Code::BadRequest, "members_max is 0 or above what any group may have.");
         }
         if members_max.is_some_and(|max| scene.conversation.members.len() > max as usize) {
-            return refuse(Code::OverCapacity, "the group has more members than that");
+            return refuse(Code::OverCapacity, "The group has more members than that.");
         }
         let mut event = about("updated", &[]);
         let group = &mut scene.group;
@@ -265,7 +265,7 @@ impl Transaction<'_> {
     fn act_announce(&mut self, scene: &mut Scene, text: String) -> Result<Done, Stop> {
         scene.at_least(Role::Administrator)?;
         if text.len() > ANNOUNCEMENT_BYTES_MAX {
-            return refuse(Code::BadRequest, "the announcement is too long");
+            return refuse(Code::BadRequest, "The announcement is too long.");
         }
         if scene.group.announcement == text {
             return Ok(Done::nothing());
@@ -285,7 +285,7 @@ impl Transaction<'_> {
     fn act_join(&mut self, scene: &mut Scene, message: String) -> Result<Done, Stop> {
         let actor = scene.self_()?;
         if message.len() > JOIN_MESSAGE_BYTES_MAX {
-            return refuse(Code::BadRequest, "the message is too long");
+            return refuse(Code::BadRequest, "The message is too long.");
         }
         if is_member(&scene.conversation.members, &actor) {
             return Ok(Done::nothing());
@@ -293,7 +293,7 @@ impl Transaction<'_> {
         match scene.group.join_rule {
             JOIN_OPEN => self.bring_in(scene, "joined", vec![actor]),
             JOIN_BY_APPROVAL => self.ask(scene, vec![actor], message, String::new()),
-            _ => refuse(Code::NotPermitted, "members of this group are invited"),
+            _ => refuse(Code::NotPermitted, "Members of this group are invited."),
         }
     }
 
@@ -318,10 +318,10 @@ impl Transaction<'_> {
         accept: bool,
     ) -> Result<Done, Stop> {
         scene.at_least(Role::Administrator)?;
-        check_id(&user_id, USER_ID_BYTES_MAX, "user_id is empty or too long")?;
+        check_id(&user_id, USER_ID_BYTES_MAX, "user_id is empty or too long.")?;
         let request = keys::join_request(&scene.group_id, &user_id);
         if !self.is_waiting(&request)? {
-            return refuse(Code::NotFound, "this user has not asked to join");
+            return refuse(Code::NotFound, "This user has not asked to join.");
         }
         if accept {
             return self.bring_in(scene, "added", vec![user_id]);
@@ -361,7 +361,7 @@ impl Transaction<'_> {
             self.waiting_to_join(&scene.group_id)?.into_iter().collect();
         user_ids.retain(|user_id| !waiting.contains(user_id));
         if waiting.len() + user_ids.len() > GROUP_JOIN_REQUESTS_MAX {
-            return refuse(Code::OverCapacity, "too many wait to be let into this group");
+            return refuse(Code::OverCapacity, "Too many wait to be let into this group.");
         }
         let count = user_ids.len() as u32;
         if count > 0 {
@@ -389,7 +389,7 @@ impl Transaction<'_> {
             return self.dissolve(scene);
         }
         if scene.group.owner == actor {
-            return refuse(Code::BadRequest, "the owner hands the group over or dissolves it");
+            return refuse(Code::BadRequest, "The owner hands the group over or dissolves it.");
         }
         self.version += 1;
         self.send_away(scene, "left", vec![actor], QUIT_LEFT)
@@ -402,7 +402,7 @@ impl Transaction<'_> {
             return Ok(Done::nothing());
         }
         if user_ids.len() == scene.conversation.members.len() {
-            return refuse(Code::BadRequest, "a group without members is dissolved instead");
+            return refuse(Code::BadRequest, "A group without members is dissolved instead.");
         }
         self.version += 1;
         self.send_away(scene, "removed", user_ids, QUIT_REMOVED)
@@ -441,7 +441,7 @@ impl Transaction<'_> {
         check_member(scene, &user_id)?;
         let group = &mut scene.group;
         if group.owner == user_id || role == Role::Owner {
-            return refuse(Code::BadRequest, "the owner is changed by handing the group over");
+            return refuse(Code::BadRequest, "The owner is changed by handing the group over.");
         }
         if group.role(&user_id) == role {
             return Ok(Done::nothing());
@@ -450,7 +450,7 @@ impl Transaction<'_> {
             Role::Administrator if group.administrators.len() >= GROUP_ADMINISTRATORS_MAX => {
                 return refuse(
                     Code::OverCapacity,
-                    "the group has as many administrators as it may",
+                    "The group has as many administrators as it may.",
                 );
             }
             Role::Administrator => {
@@ -487,7 +487,7 @@ impl Transaction<'_> {
         until_ms: i64,
     ) -> Result<Done, Stop> {
         if until_ms < 0 {
-            return refuse(Code::BadRequest, "until_ms is below 0");
+            return refuse(Code::BadRequest, "until_ms is below 0.");
         }
         check_ids(&user_ids)?;
         let user_ids = still_members(&scene.conversation, user_ids)?;
@@ -534,19 +534,19 @@ impl Transaction<'_> {
 }
 
 fn check_member(scene: &Scene, user_id: &str) -> Result<(), Stop> {
-    check_id(user_id, USER_ID_BYTES_MAX, "user_id is empty or too long")?;
+    check_id(user_id, USER_ID_BYTES_MAX, "user_id is empty or too long.")?;
     match is_member(&scene.conversation.members, user_id) {
         true => Ok(()),
-        false => refuse(Code::NotFound, "this user is not a member of the group"),
+        false => refuse(Code::NotFound, "This user is not a member of the group."),
     }
 }
 
 fn check_rules(join_rule: Option<u32>, invite_rule: Option<u32>) -> Result<(), Stop> {
     if join_rule.is_some_and(|rule| rule > JOIN_BY_APPROVAL) {
-        return refuse(Code::BadRequest, "this join_rule is unknown");
+        return refuse(Code::BadRequest, "This join_rule is unknown.");
     }
     if invite_rule.is_some_and(|rule| rule > INVITE_BY_ADMINISTRATORS) {
-        return refuse(Code::BadRequest, "this invite_rule is unknown");
+        return refuse(Code::BadRequest, "This invite_rule is unknown.");
     }
     Ok(())
 }

@@ -37,27 +37,27 @@ impl Transaction<'_> {
         group: GroupRow,
         mut members: Vec<String>,
     ) -> Result<(String, Conversation), Stop> {
-        check_id(group_id, GROUP_ID_BYTES_MAX, "group_id is empty or too long")?;
+        check_id(group_id, GROUP_ID_BYTES_MAX, "group_id is empty or too long.")?;
         check_ids(&members)?;
         members.sort_unstable();
         members.dedup();
         if members.is_empty() {
-            return refuse(Code::BadRequest, "a group has at least one member");
+            return refuse(Code::BadRequest, "A group has at least one member.");
         }
         if group.name.len() > TEXT_BYTES_MAX || group.avatar.len() > TEXT_BYTES_MAX {
-            return refuse(Code::BadRequest, "the name or the avatar is too long");
+            return refuse(Code::BadRequest, "The name or the avatar is too long.");
         }
         if group.members_max > GROUP_MEMBERS_MAX_CEILING {
-            return refuse(Code::BadRequest, "members_max is above what any group may have");
+            return refuse(Code::BadRequest, "members_max is above what any group may have.");
         }
         if members.len() > group.members_max as usize {
-            return refuse(Code::OverCapacity, "more members than members_max");
+            return refuse(Code::OverCapacity, "More members than members_max.");
         }
         let conversation_id = conversation_id::group(group_id);
         // Of a removed group the conversation is still there, and its sequences go on.
         let mut conversation = match self.conversation(&conversation_id)? {
             Some(conversation) if !conversation.row.removed => {
-                return refuse(Code::AlreadyExists, "a group with this id exists");
+                return refuse(Code::AlreadyExists, "A group with this id exists.");
             }
             Some(conversation) => conversation,
             None => Conversation { row: ConversationRow::default(), members: [].into() },
@@ -227,10 +227,10 @@ impl Transaction<'_> {
         at_ms: i64,
     ) -> Result<(), Stop> {
         if member.muted_until_ms > at_ms {
-            return refuse(Code::Muted, "you are muted in this group for a while");
+            return refuse(Code::Muted, "You are muted in this group for a while.");
         }
         if conversation.row.muted && self.role(group_id, user_id)? == Role::Member {
-            return refuse(Code::Muted, "only administrators speak in this group at the moment");
+            return refuse(Code::Muted, "Only administrators speak in this group at the moment.");
         }
         Ok(())
     }
@@ -271,19 +271,19 @@ impl Transaction<'_> {
         &mut self,
         group_id: &str,
     ) -> Result<(GroupRow, String, Conversation), Stop> {
-        check_id(group_id, GROUP_ID_BYTES_MAX, "group_id is empty or too long")?;
+        check_id(group_id, GROUP_ID_BYTES_MAX, "group_id is empty or too long.")?;
         let conversation_id = conversation_id::group(group_id);
         let conversation = self.living_group(&conversation_id)?;
         match self.get(Table::Groups, &keys::group(group_id))? {
             Some(group) => Ok((group, conversation_id, conversation)),
-            None => refuse(Code::NotFound, "there is no such group"),
+            None => refuse(Code::NotFound, "There is no such group."),
         }
     }
 
     pub(super) fn living_group(&mut self, conversation_id: &str) -> Result<Conversation, Stop> {
         match self.conversation(conversation_id)? {
             Some(conversation) if !conversation.row.removed => Ok(conversation),
-            _ => refuse(Code::NotFound, "there is no such group"),
+            _ => refuse(Code::NotFound, "There is no such group."),
         }
     }
 
@@ -391,7 +391,7 @@ pub(super) fn check_room(
     more: usize,
 ) -> Result<(), Stop> {
     if more > 0 && conversation.members.len() + more > group.members_max as usize {
-        return refuse(Code::OverCapacity, "more members than members_max");
+        return refuse(Code::OverCapacity, "More members than members_max.");
     }
     Ok(())
 }

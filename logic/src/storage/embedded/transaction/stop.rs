@@ -24,7 +24,7 @@ pub(super) fn refuse<T>(code: Code, reason: &'static str) -> Result<T, Stop> {
 }
 
 pub(super) fn check_sender(sender_id: &str, client_message_id: &str) -> Result<(), Stop> {
-    check_id(sender_id, USER_ID_BYTES_MAX, "the sender's user id is empty or too long")?;
+    check_id(sender_id, USER_ID_BYTES_MAX, "The sender's user id is empty or too long.")?;
     let reason = "client_message_id is empty or too long";
     check_id(client_message_id, CLIENT_MESSAGE_ID_BYTES_MAX, reason)
 }
@@ -34,6 +34,6 @@ pub(super) fn check_id(id: &str, bytes_max: usize, reason: &'static str) -> Resu
 }
 
 pub(super) fn check_ids(user_ids: &[String]) -> Result<(), Stop> {
-    let reason = "a user id is empty or too long";
+    let reason = "A user id is empty or too long.";
     user_ids.iter().try_for_each(|user_id| check_id(user_id, USER_ID_BYTES_MAX, reason))
 }
