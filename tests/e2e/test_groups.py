@@ -133,3 +133,23 @@ def test_services_page_through_members_conversations_and_receipts(tiers):
     assert [message["message_id"] for message in pulled["messages"]] == [sent["message_id"]]
     assert api.call("GET", f"/v1/conversations/{conversation}/messages?user_id=mallory")[0] == 403
     assert api.call("GET", "/v1/groups/many/members?limit=x")[0] == 400
+
+
+def test_all_who_are_online_of_100_000_members_get_a_message_once(tiers):
+    api, members, online, batch = tiers.api(), 100_000, 500, 10_000
+    everybody = [f"m{number:06}" for number in range(members)]
+    group = {"group_id": "big", "name": "big", "members": everybody[:batch], "members_max": members}
+    assert api.call("POST", "/v1/groups", group)[0] in (200, 201)
+    for first in range(batch, members, batch):
+        status, reply = api.call("POST", "/v1/groups/big/members", {"user_ids": everybody[first : first + batch]})
+        assert (status, reply["added"]) == (200, batch), reply
+    connections = [tiers.connect(TcpConnection, user) for user in everybody[:: members // online]]
+    bodies = ["first", "second", "third"]
+    for body in bodies:
+        assert connections[0].request(SEND_MESSAGE, text_message(group="big", body=body)).code == 0
+    for connection in connections[1:]:
+        assert [message.body for message in connection.messages(len(bodies))] == bodies
+    connections[-1].no_messages()
+    # Who was away finds the same.
+    away = tiers.connect(TcpConnection, everybody[1])
+    assert [message.body for message in away.messages(len(bodies))] == bodies
