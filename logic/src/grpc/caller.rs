@@ -3,11 +3,10 @@
 use std::{future::Future, sync::Arc};
 
 use millrace_logic_sdk::Refused;
-use millrace_protocol::Code;
 use serde::Serialize;
 use tonic::{Request, Response, Status};
 
-use super::{acting_for, status};
+use super::{noted, status};
 use crate::{
     api::{Access, Caller, CallerGuard, call_name},
     audit,
@@ -39,15 +38,8 @@ impl<A: ?Sized> CallerDoor<A> {
         // What users do for themselves is no administrative act.
         let name = call_name(name);
         let act = Some(name).filter(|name| audit::is_act(name) && caller.is_service());
-        let actor = act.as_ref().map(|_| acting_for(request.metadata())).unwrap_or_default();
-        let request = request.into_inner();
-        let target = act.as_ref().map(|_| audit::target_of(&request));
-        let result = to(Arc::clone(&self.api), caller, request).await;
-        if let (Some(act), Some(target)) = (act, target) {
-            let code = result.as_ref().map_or_else(|refused| refused.code, |_| Code::Ok);
-            self.guard.audit().note("grpc", &actor, &act, &target, code);
-        }
-        result.map(Response::new).map_err(|refused| status(&refused))
+        let run = |request| to(Arc::clone(&self.api), caller, request);
+        noted(self.guard.audit(), act.as_deref(), request, run).await
     }
 }
 

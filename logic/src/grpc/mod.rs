@@ -31,7 +31,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     api::{Api, AttachmentsApi, CallerGuard, FriendsApi, Guard, UsersApi},
-    audit,
+    audit::{self, Audit},
 };
 
 mod attachments;
@@ -133,16 +133,29 @@ impl<A: ?Sized> Door<A> {
             .admit(authorization.map(|value| value.as_encoded_bytes()))
             .map_err(|refused| status(&refused))?;
         let act = audit::act_of::<Q>();
-        let actor = act.map(|_| acting_for(request.metadata())).unwrap_or_default();
-        let request = request.into_inner();
-        let target = act.map(|_| audit::target_of(&request));
-        let result = to(Arc::clone(&self.api), request).await;
-        if let (Some(act), Some(target)) = (act, target) {
-            let code = result.as_ref().map_or_else(|refused| refused.code, |_| Code::Ok);
-            self.guard.audit().note("grpc", &actor, act, &target, code);
-        }
-        result.map(Response::new).map_err(|refused| status(&refused))
+        noted(self.guard.audit(), act, request, |request| to(Arc::clone(&self.api), request)).await
     }
+}
+
+/// Runs an admitted call. When it is an act of administration, its end leaves an audit line.
+async fn noted<Q, R, F>(
+    log: &Audit,
+    act: Option<&str>,
+    request: Request<Q>,
+    run: impl FnOnce(Q) -> F,
+) -> Result<Response<R>, Status>
+where
+    Q: Serialize,
+    F: Future<Output = Result<R, Refused>>,
+{
+    let line =
+        act.map(|act| (act, acting_for(request.metadata()), audit::target_of(request.get_ref())));
+    let result = run(request.into_inner()).await;
+    if let Some((act, actor, target)) = line {
+        let code = result.as_ref().map_or_else(|refused| refused.code, |_| Code::Ok);
+        log.note("grpc", &actor, act, &target, code);
+    }
+    result.map(Response::new).map_err(|refused| status(&refused))
 }
 
 /// In whose name a service acts, as it says itself; for the audit line alone.
