@@ -4,6 +4,7 @@
     gateway/engine/tests/planted_faults.py             all of them, some minutes
     gateway/engine/tests/planted_faults.py --list
     gateway/engine/tests/planted_faults.py NAME ...    some of them
+    gateway/engine/tests/planted_faults.py --all-tests NAME ...    with every test of the engine, not the simulator's alone
 
 A fault is a small edit of the engine's source. It is made in a copy under target/planted-faults, which also has its own
 build, so the working tree is never touched. Only the simulator's tests are run: the others would find many of these faults
@@ -267,11 +268,14 @@ def verdict():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="faults by name; none: all of them")
+    parser.add_argument("--all-tests", action="store_true", help="run the engine's other tests, too")
     parser.add_argument("--list", action="store_true", help="print the names and end")
     arguments = parser.parse_args()
     if arguments.list:
         print("\n".join(FAULTS))
         return 0
+    if arguments.all_tests:
+        TESTS.clear()
     unknown = [name for name in arguments.names if name not in FAULTS]
     if unknown:
         parser.error(f"no such fault: {', '.join(unknown)}")
