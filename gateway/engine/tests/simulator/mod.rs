@@ -16,7 +16,7 @@ use millrace_engine::{
     ConnectionId, Effect, Engine, GatewayIdentity, LinkId, Now, Settings, TransportKind,
 };
 use millrace_protocol::Code;
-use millrace_protocol::link::{ConnectRequest, ConnectResponse, Credit};
+use millrace_protocol::link::{ConnectRequest, ConnectResponse, Credit, logic_event::Kind};
 
 use client::{Client, Form};
 use logic::Logic;
@@ -87,7 +87,7 @@ struct Socket {
     close_at: Option<u64>,
     stalled_until: u64,
     accepted_at: u64,
-    /// When the engine was last given bytes, or last began to listen again.
+    /// When the engine was last given bytes or a login's answer, or last began to listen again.
     heard_at: u64,
     write_shut_at: u64,
 }
@@ -137,8 +137,11 @@ pub fn run(seed: u64, weather: Weather) -> World {
 }
 
 /// The seeds of a run: always the same three, and one that is new each time;
-/// MILLRACE_SIMULATOR_SEEDS asks for another number of new ones.
+/// MILLRACE_SIMULATOR_SEEDS asks for another number of new ones, MILLRACE_SIMULATOR_SEED for one alone.
 pub fn seeds() -> Vec<u64> {
+    if let Ok(seed) = std::env::var("MILLRACE_SIMULATOR_SEED") {
+        return vec![seed.parse().expect("MILLRACE_SIMULATOR_SEED is a seed")];
+    }
     let fresh = std::env::var("MILLRACE_SIMULATOR_SEEDS")
         .map_or(1, |number| number.parse().expect("MILLRACE_SIMULATOR_SEEDS is a number of seeds"));
     [1, 2, 3].into_iter().chain(std::iter::repeat_with(|| fastrand::u64(..)).take(fresh)).collect()
@@ -410,6 +413,13 @@ impl World {
         while self.to_engine.first().is_some_and(|(at, _)| *at <= now_ms) {
             let (_, batch) = self.to_engine.remove(0);
             self.logic.delivered(&batch);
+            // Silence counts from the login's answer.
+            for event in &batch.events {
+                let Some(Kind::LoginResult(result)) = &event.kind else { continue };
+                let sockets = self.sockets.values_mut();
+                let of_login = sockets.filter(|socket| socket.id.raw() == result.session_id);
+                of_login.for_each(|socket| socket.heard_at = now_ms);
+            }
             self.engine.from_logic(self.now, link, batch);
             self.effects();
         }
