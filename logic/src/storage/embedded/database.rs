@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Write as _},
+    ops::RangeInclusive,
     path::{Path, PathBuf},
 };
 
@@ -48,22 +49,11 @@ impl Changes {
         self.tables[table as usize].insert(key, None);
     }
 
-    /// What becomes of the rows whose keys begin with a prefix.
-    pub fn prefix<'a>(
-        &'a self,
-        table: Table,
-        prefix: &'a [u8],
-    ) -> impl Iterator<Item = (&'a Vec<u8>, &'a Option<Vec<u8>>)> {
-        self.tables[table as usize]
-            .range(prefix.to_vec()..)
-            .take_while(move |(key, _)| key.starts_with(prefix))
-    }
-
     /// What becomes of the rows of a range of keys.
     pub fn range(
         &self,
         table: Table,
-        range: std::ops::RangeInclusive<Vec<u8>>,
+        range: RangeInclusive<Vec<u8>>,
     ) -> impl Iterator<Item = (&Vec<u8>, &Option<Vec<u8>>)> {
         self.tables[table as usize].range(range)
     }
@@ -233,7 +223,7 @@ impl View<'_> {
     pub fn range<R: Row>(
         &self,
         table: Table,
-        range: std::ops::RangeInclusive<Vec<u8>>,
+        range: RangeInclusive<Vec<u8>>,
         backwards: bool,
         mut each: impl FnMut(&[u8], R) -> bool,
     ) -> Result<(), StoreError> {
@@ -251,7 +241,7 @@ impl View<'_> {
     pub fn raw_range(
         &self,
         table: Table,
-        range: std::ops::RangeInclusive<Vec<u8>>,
+        range: RangeInclusive<Vec<u8>>,
         mut each: impl FnMut(&[u8], &[u8]) -> Result<bool, StoreError>,
     ) -> Result<(), StoreError> {
         for row in self.snapshot.range(self.tables.keyspace(table), range) {

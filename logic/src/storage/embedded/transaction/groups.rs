@@ -1,7 +1,7 @@
 //! What a commit does to groups and to who is in them, whoever asks; the rights are next door, in
 //! `group_acts`.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, ops::RangeInclusive, sync::Arc};
 
 use millrace_protocol::Code;
 
@@ -243,20 +243,29 @@ impl Transaction<'_> {
 
     /// Who has asked to come in, as this commit sees it.
     pub(super) fn waiting_to_join(&self, group_id: &str) -> Result<Vec<String>, StoreError> {
-        let prefix = keys::join_requests_prefix(group_id);
-        let mut waiting = std::collections::BTreeSet::new();
-        let user_id = |key: &[u8]| String::from_utf8_lossy(&key[prefix.len()..]).into_owned();
-        self.tables.view().prefix(Table::Groups, &prefix, |key, _| {
-            waiting.insert(user_id(key));
-            Ok(())
+        let before_id = keys::join_requests_prefix(group_id).len();
+        let waiting = self.users_in(keys::join_requests_after(group_id, ""), before_id)?;
+        Ok(waiting.iter().map(|user_id| String::from_utf8_lossy(user_id).into_owned()).collect())
+    }
+
+    /// The user ids at the end of the keys of a range in [`Table::Groups`], as this commit sees it.
+    fn users_in(
+        &self,
+        range: RangeInclusive<Vec<u8>>,
+        before_id: usize,
+    ) -> Result<BTreeSet<Vec<u8>>, StoreError> {
+        let mut users = BTreeSet::new();
+        self.tables.view().raw_range(Table::Groups, range.clone(), |key, _| {
+            users.insert(key[before_id..].to_vec());
+            Ok(true)
         })?;
-        for (key, change) in self.changes.prefix(Table::Groups, &prefix) {
+        for (key, change) in self.changes.range(Table::Groups, range) {
             match change {
-                Some(_) => waiting.insert(user_id(key)),
-                None => waiting.remove(&user_id(key)),
+                Some(_) => users.insert(key[before_id..].to_vec()),
+                None => users.remove(&key[before_id..]),
             };
         }
-        Ok(waiting.into_iter().collect())
+        Ok(users)
     }
 
     /// Whether somebody has asked to come in.
@@ -322,17 +331,7 @@ impl Transaction<'_> {
         sequence: u64,
     ) -> Result<Members, StoreError> {
         let (range, before_id) = keys::joined_since(group_id, sequence);
-        let mut later = std::collections::BTreeSet::new();
-        self.tables.view().raw_range(Table::Groups, range.clone(), |key, _| {
-            later.insert(key[before_id..].to_vec());
-            Ok(true)
-        })?;
-        for (key, change) in self.changes.range(Table::Groups, range) {
-            match change {
-                Some(_) => later.insert(key[before_id..].to_vec()),
-                None => later.remove(&key[before_id..]),
-            };
-        }
+        let later = self.users_in(range, before_id)?;
         if later.is_empty() {
             return Ok(members.clone());
         }
