@@ -7,7 +7,7 @@
 //!
 //! A multishot accept cannot give that promise. It goes on while the backlog holds anybody, and
 //! clients join the backlog meanwhile: on a busy machine with a backlog of 64 one took more than 73
-//! in one go, 9 times in 560 runs, and a client was reset in some of them. Nor is it faster: 8,500
+//! in one go or found the table full, 5 times in 278 runs of a test. Nor is it faster: 8,500
 //! to 9,300 clients a second, 20-23 µs of the driver's CPU each, against 8,000 to 15,700 and
 //! 16-28 µs with 32 accepts of one client each (`examples/accept_rate.rs`, four runs of each in
 //! turn, Linux 6.18; the more where the driver is woken for every client).

@@ -259,7 +259,7 @@ impl Driver {
             Kind::CancelReceive | Kind::CancelSend | Kind::CancelConnect => {
                 self.on_cancel_failed(tag)
             }
-            // The accepts it was for have completed before it.
+            // That ring had no such accept, or has none any more.
             Kind::CancelAccept => {}
             // A socket option that could not be set: TCP_NODELAY or a late choice of port. The
             // connection works without.

@@ -2,7 +2,7 @@
 //! CPU time for each kind of frame and codec, as a Markdown table.
 //!
 //! `cargo run --release --manifest-path bench/compression/Cargo.toml`. The texts are the sentences of
-//! this repository's own documents, cut to the lengths of chat messages (median 38 bytes), and some
+//! this repository's own documents, cut to the lengths of chat messages, and some
 //! lines of Chinese; dictionaries are trained on one half of them and measured on the other.
 
 use std::{fmt::Write as _, fs, hint::black_box, io, path::Path, time::Instant};
