@@ -17,12 +17,12 @@ const BOXED: [&str; 5] = [
     ".millrace.chat.v1.Message.merged",
 ];
 
-/// The link never travels as JSON; its messages need no serde.
+/// What processes tell each other never travels as JSON; it needs no serde.
 const JSON_PACKAGES: [&str; 3] = [".millrace.session", ".millrace.chat", ".millrace.api"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("proto");
-    // Every file of the tree belongs to one of the four packages.
+    // Every file of the tree belongs to one of the five packages.
     let mut files = Vec::new();
     find(&root, &mut files)?;
     files.sort();

@@ -37,11 +37,24 @@ trap verdict EXIT
 need_packages() {
     local missing=()
     command -v cc >/dev/null || missing+=(build-essential)
+    command -v redis-server >/dev/null || missing+=(redis-server)
+    # The tests of the store on PostgreSQL start servers of their own.
+    compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || missing+=(postgresql)
+    [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
+    # Where only the administrator's path leads.
+    PATH="$PATH:/usr/sbin" command -v nats-server >/dev/null || missing+=(nats-server)
     if [ "$scope" = all ]; then
         [ -x /usr/bin/chromium ] || missing+=(chromium)
         [ -x /usr/bin/chromedriver ] || missing+=(chromium-driver)
         command -v valgrind >/dev/null || missing+=(valgrind)
         command -v python3 >/dev/null || missing+=(python3)
+        # What configs/ is held to.
+        command -v systemd-analyze >/dev/null || missing+=(systemd)
+        [ -x /usr/sbin/haproxy ] || missing+=(haproxy)
+        command -v openssl >/dev/null || missing+=(openssl)
+        # The cluster test: its network, and the servers that it starts there.
+        command -v ip >/dev/null || missing+=(iproute2)
+        PATH="$PATH:/usr/sbin" command -v nats-server >/dev/null || missing+=(nats-server)
         python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     fi
     [ "${#missing[@]}" -eq 0 ] && return
@@ -89,8 +102,11 @@ done_step
 
 [ "$scope" = all ] || exit 0
 
-step "release build of every program"
-cargo build --release --locked -p millrace -p millrace-gateway -p millrace-logic -p millrace-loadgen --bins --example websocket-echo
+step "every program, as cargo's tests were built"
+# With all checks that a release build leaves out, and without a second build of every dependency; only what counts
+# instructions is a release build.
+cargo build --locked -p millrace -p millrace-gateway -p millrace-logic -p millrace-loadgen --bins --example websocket-echo --example nats_consumer
+export MILLRACE_BINARIES="$PWD/target/debug"
 done_step
 
 step "instructions of the hot paths, against the baseline (Callgrind)"
@@ -105,6 +121,10 @@ done_step
 step "end to end: the real programs, an independent client, Chromium"
 # The first row of the mission is one command on one machine, so that is what these tests start.
 .venv/bin/python -m pytest -q --timeout=180 tests/e2e
+done_step
+
+step "a cluster of real processes under faults, and the checker of its history"
+.venv/bin/python -m pytest -q --timeout=180 tests/cluster
 done_step
 
 step "load generator: every acknowledged message delivered, once, in order"

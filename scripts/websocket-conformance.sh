@@ -4,8 +4,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-binary=target/release/examples/websocket-echo
-[ -x "$binary" ] || cargo build --release -p millrace-gateway --example websocket-echo
+# Where MILLRACE_BINARIES says, or built as a release.
+binary="${MILLRACE_BINARIES:-target/release}/examples/websocket-echo"
+if [ ! -x "$binary" ]; then
+    binary=target/release/examples/websocket-echo
+    cargo build --release -p millrace-gateway --example websocket-echo
+fi
 
 folder=$(mktemp -d)
 "$binary" 127.0.0.1:0 >"$folder/out" &

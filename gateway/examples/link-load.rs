@@ -26,11 +26,10 @@ use bytes::Bytes;
 use clap::Parser;
 use millrace_gateway::link_measuring::{self, LinkEnd};
 use millrace_logic_sdk::{
-    Accepted, Backend, Gateways, Inbound, Login, Refused, Server, ServerSettings, Session,
+    Accepted, Backend, Ended, Gateways, Inbound, Login, Refused, Server, ServerSettings, Session,
     SessionAddress,
 };
 use millrace_protocol::{
-    Code,
     frame::Flags,
     link::{
         ClientFrame, ConnectRequest, Credit, GatewayEvent, Hello, Session as ListedSession,
@@ -190,7 +189,7 @@ impl Backend for Echo {
         }
     }
 
-    fn session_ended(&self, _session: Arc<Session>, _code: Code) {}
+    fn session_ended(&self, _session: Arc<Session>, _ended: Ended) {}
 
     /// A gateway has come: with [`Work::Down`] it is sent frames for ever. Its sessions say how
     /// long they are to be.
@@ -375,6 +374,7 @@ impl StandIn {
             shards: 1,
             lease_ms: 10_000,
             window: Some(WINDOW),
+            moves: false,
         });
         let session = |session_id| {
             Kind::Session(ListedSession {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     driver::Choice as DriverChoice,
-    link::{LinkSettings, endpoint},
+    link::{Endpoints, LinkSettings},
 };
 
 /// The commented file that `config default` prints.
@@ -157,8 +157,12 @@ pub struct WebSocketSection {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogicSection {
-    /// URIs of the logic processes.
+    /// URIs of the logic processes, and names that stand for several.
     pub endpoints: Vec<String>,
+    /// Links of each shard where names stand for several endpoints.
+    pub endpoints_max: usize,
+    /// How often a name is looked up.
+    pub resolve_interval: Duration,
     /// Threads for all links.
     pub link_threads: usize,
     /// How long logic keeps our sessions after it last heard from us, and we a silent stream.
@@ -189,6 +193,8 @@ pub struct LogicSection {
     pub credit_wait_max: Duration,
     /// Events that wait for a link.
     pub outbox_events_max: usize,
+    /// Sessions of a shard that move from one logic to another in a second.
+    pub moves_per_second_max: u32,
     /// Whether `/readyz` asks for a link that is up on every shard.
     pub required_for_ready: bool,
 }
@@ -317,6 +323,8 @@ impl Default for LogicSection {
         let settings = Settings::default();
         Self {
             endpoints: vec!["http://127.0.0.1:9700".to_owned()],
+            endpoints_max: 32,
+            resolve_interval: Duration::from_secs(5),
             link_threads: 1,
             lease: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
@@ -332,6 +340,7 @@ impl Default for LogicSection {
             backlog_bytes_max: ByteSize::from_bytes(settings.link_backlog_bytes_max as u64),
             credit_wait_max: Duration::from_millis(u64::from(settings.link_credit_wait_max_ms)),
             outbox_events_max: settings.link_outbox_events_max,
+            moves_per_second_max: settings.link_moves_per_second_max,
             required_for_ready: true,
         }
     }
@@ -511,10 +520,23 @@ impl Config {
             "logic.endpoints",
             "must name between 1 and 64 endpoints",
         )?;
-        for uri in &logic.endpoints {
-            endpoint(uri, &self.link_settings())
-                .map_err(|message| Invalid::new("logic.endpoints", message))?;
-        }
+        let endpoints = self.logic_endpoints()?;
+        require(
+            (1..=ENDPOINTS_MAX).contains(&logic.endpoints_max),
+            "logic.endpoints_max",
+            "must be between 1 and 64",
+        )?;
+        require(
+            endpoints.names.is_empty() || endpoints.fixed.len() < logic.endpoints_max,
+            "logic.endpoints_max",
+            "must be more than the URIs of logic.endpoints, else names get no link",
+        )?;
+        require(
+            (Duration::from_millis(100)..=Duration::from_secs(3_600))
+                .contains(&logic.resolve_interval),
+            "logic.resolve_interval",
+            "must be between 100ms and 1h",
+        )?;
         require(
             (1..=64).contains(&logic.link_threads),
             "logic.link_threads",
@@ -633,6 +655,7 @@ impl Config {
             link_outbox_events_max: self.logic.outbox_events_max,
             link_batch_events_max: self.logic.batch_events_max,
             link_batch_bytes_max: self.logic.batch_bytes_max.as_usize(),
+            link_moves_per_second_max: self.logic.moves_per_second_max,
             websocket_path: self.websocket.path.clone(),
             allowed_origins: self.websocket.allowed_origins.clone(),
         }
@@ -679,6 +702,26 @@ impl Config {
         };
         let connections_max = u64::from(connections_per_shard);
         link::GatewayState { websocket_address, tcp_address, connections_max, draining: false }
+    }
+
+    /// The logic processes, each once.
+    ///
+    /// # Errors
+    /// The entry that is neither a URI nor a name.
+    pub(crate) fn logic_endpoints(&self) -> Result<Endpoints, Invalid> {
+        Endpoints::read(&self.logic.endpoints, &self.link_settings())
+            .map_err(|message| Invalid::new("logic.endpoints", message))
+    }
+
+    /// The name that logic knows this gateway by.
+    pub(crate) fn gateway_id(&self) -> String {
+        if !self.gateway.id.is_empty() {
+            return self.gateway.id.clone();
+        }
+        match std::fs::read_to_string("/proc/sys/kernel/hostname") {
+            Ok(name) if !name.trim().is_empty() => name.trim().to_owned(),
+            _ => "gateway".to_owned(),
+        }
     }
 
     pub(crate) fn link_settings(&self) -> LinkSettings {
@@ -763,6 +806,22 @@ mod tests {
         assert_eq!(
             refused(|c| c.logic.endpoints = vec!["https://logic:9700".to_owned()]),
             "logic.endpoints"
+        );
+        assert_eq!(
+            refused(|c| c.logic.endpoints = vec!["dns:logic".to_owned()]),
+            "logic.endpoints"
+        );
+        assert_eq!(refused(|c| c.logic.endpoints_max = 65), "logic.endpoints_max");
+        assert_eq!(
+            refused(|c| {
+                c.logic.endpoints.push("dns:logic:9700".to_owned());
+                c.logic.endpoints_max = 1;
+            }),
+            "logic.endpoints_max"
+        );
+        assert_eq!(
+            refused(|c| c.logic.resolve_interval = Duration::from_millis(99)),
+            "logic.resolve_interval"
         );
         assert_eq!(
             refused(|c| c.connections.heartbeat_interval = Duration::from_secs(15)),

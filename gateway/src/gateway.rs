@@ -21,7 +21,10 @@ use crate::{
     capacity::Capacity,
     config::Config,
     driver::Kind,
-    link::{LinkStatus, LinkThreads, LinkWork, endpoint},
+    link::{
+        Endpoints, LinkPort, LinkSettings, LinkStatus, LinkThreads, LinkWork, NamesStatus,
+        PlaceOfShards, Resolver, Target,
+    },
     shard::{self, Command, Listening, Mailbox, NotSent, Run, ShardError, ShardPlan},
     status::{Phase, Status},
 };
@@ -112,21 +115,25 @@ impl Gateway {
         let capacity = Capacity::plan(&config, driver).map_err(StartError::Capacity)?;
         let link_settings = config.link_settings();
         let mut statuses = Vec::new();
-        let mut endpoints = Vec::new();
-        for uri in &config.logic.endpoints {
-            let endpoint = endpoint(uri, &link_settings)
-                .map_err(|message| Invalid::new("logic.endpoints", message))?;
-            endpoints.push(endpoint);
-        }
+        let endpoints = config.logic_endpoints()?;
+        let places = endpoints.places(config.logic.endpoints_max);
         for shard in 0..capacity.shards {
-            let uris = config.logic.endpoints.iter();
-            statuses.extend(uris.map(|uri| Arc::new(LinkStatus::new(shard as u8, uri.clone()))));
+            statuses.extend((0..places).map(|place| {
+                let status = LinkStatus::new(shard as u8, place as u8);
+                if let Some(fixed) = endpoints.fixed.get(place) {
+                    status.leads_to(&fixed.uri);
+                }
+                Arc::new(status)
+            }));
         }
-        let gateway_id = gateway_id(&config);
+        let names =
+            Arc::new(NamesStatus::new(endpoints.fixed.len(), endpoints.names.iter().cloned()));
+        let gateway_id = config.gateway_id();
         let status = Arc::new(Status::new(
             config.clone(),
             gateway_id.clone(),
             statuses.clone(),
+            names.clone(),
             capacity.clone(),
         ));
         // From here on, whatever was started is stopped by the drop if something else fails.
@@ -172,7 +179,7 @@ impl Gateway {
                 tcp,
                 backlog_max: config.listen.backlog_max,
                 core: cores.get(shard).copied(),
-                links: endpoints.len(),
+                links: places,
                 ring_batches_max: config.logic.ring_batches_max,
                 published: status.published(shard),
             };
@@ -186,16 +193,7 @@ impl Gateway {
         gateway.addresses.tcp = tcp;
         let announced = config.announced(websocket, tcp, capacity.connections_per_shard);
         status.links().iter().for_each(|link| link.announce(announced.clone()));
-        let work = ports
-            .into_iter()
-            .zip(statuses)
-            .enumerate()
-            .map(|(index, (port, status))| {
-                let endpoint = endpoints[index % endpoints.len()].clone();
-                LinkWork { port, endpoint, status }
-            })
-            .collect();
-        let links = LinkThreads::start(work, config.logic.link_threads, &link_settings);
+        let links = start_links(&config, &endpoints, names, ports, statuses, &link_settings);
         gateway.links = Some(links.map_err(StartError::Thread)?);
         status.serving(gateway.mailboxes.clone());
         Ok(gateway)
@@ -385,12 +383,35 @@ fn cores(config: &Config) -> Vec<usize> {
     }
 }
 
-fn gateway_id(config: &Config) -> String {
-    if !config.gateway.id.is_empty() {
-        return config.gateway.id.clone();
+/// Starts the link threads with a link for each port; those beyond the configured endpoints lead to
+/// the addresses of names.
+fn start_links(
+    config: &Config,
+    endpoints: &Endpoints,
+    names: Arc<NamesStatus>,
+    ports: Vec<LinkPort>,
+    statuses: Vec<Arc<LinkStatus>>,
+    settings: &LinkSettings,
+) -> io::Result<LinkThreads> {
+    let places = endpoints.places(config.logic.endpoints_max);
+    let fixed = &endpoints.fixed;
+    let of_names = places - fixed.len();
+    let mut of_names: Vec<PlaceOfShards> =
+        (0..of_names).map(|_| PlaceOfShards::default()).collect();
+    let mut work = Vec::new();
+    for (port, status) in ports.into_iter().zip(statuses) {
+        let place = usize::from(status.place);
+        let (sender, targets) = watch::channel(fixed.get(place).cloned());
+        if let Some(of_name) = place.checked_sub(fixed.len()) {
+            of_names[of_name].targets.push(sender);
+            of_names[of_name].statuses.push(status.clone());
+        }
+        work.push(LinkWork { port, targets, status });
     }
-    match std::fs::read_to_string("/proc/sys/kernel/hostname") {
-        Ok(name) if !name.trim().is_empty() => name.trim().to_owned(),
-        _ => "gateway".to_owned(),
-    }
+    let resolver = (!endpoints.names.is_empty()).then(|| {
+        let interval = config.logic.resolve_interval.as_std();
+        let addresses = fixed.iter().filter_map(Target::address).collect();
+        Resolver::new(names, interval, addresses, settings.clone(), of_names)
+    });
+    LinkThreads::start(work, resolver, config.logic.link_threads, settings)
 }

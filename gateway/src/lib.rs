@@ -2,6 +2,7 @@
 //!
 //! A tour, from the outside in:
 //! - [`config`]: the TOML file, its defaults and checks; [`capacity`]: what they hold here
+//! - [`Fleet`]: the logic endpoints and what several gateways need, for `check` and the log
 //! - [`Gateway`]: starts everything, and ends it
 //! - `shard`: one thread, one driver, one engine, one loop; shares nothing
 //! - [`driver`]: what a shard needs of the world of sockets, and what provides it
@@ -18,12 +19,14 @@ mod admin;
 pub mod capacity;
 pub mod config;
 pub mod driver;
+mod fleet;
 mod gateway;
 mod link;
 mod shard;
 mod status;
 
 pub use config::Config;
+pub use fleet::{Fleet, Note};
 pub use gateway::{Addresses, Gateway, RunError, StartError};
 pub use link::LinkStatusSnapshot;
 #[doc(hidden)]

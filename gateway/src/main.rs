@@ -4,7 +4,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use millrace_gateway::{Config, Gateway, capacity::Capacity, config::DEFAULT_TOML};
+use millrace_gateway::{Config, Fleet, Gateway, capacity::Capacity, config::DEFAULT_TOML};
 use millrace_service::{logging, signal::Termination};
 
 #[global_allocator]
@@ -27,7 +27,8 @@ enum Command {
         config: PathBuf,
     },
     /// Judge a configuration and say how many connections it would hold on this machine, what
-    /// binds first and how to have more. Exit code 0 if it is valid, 1 if not, 2 for wrong
+    /// binds first and how to have more; which logic endpoints it leads to, names looked up, and what
+    /// a fleet of several gateways needs. Exit code 0 if it is valid, 1 if not, 2 for wrong
     /// arguments.
     Check {
         /// The TOML file.
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
         Command::Check { config } => match Config::load(&config) {
             Ok(read) => {
                 eprintln!("{}: valid", config.display());
-                show_capacity(&read)
+                show(&read)
             }
             Err(error) => fail(&error),
         },
@@ -69,8 +70,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// What the configuration would hold on this machine.
-fn show_capacity(config: &Config) -> ExitCode {
+/// What the configuration would hold on this machine, and where it leads.
+fn show(config: &Config) -> ExitCode {
     use std::io::Write;
     let (driver, fallback) = config.gateway.driver.decide();
     let report = match Capacity::plan(config, driver) {
@@ -80,11 +81,24 @@ fn show_capacity(config: &Config) -> ExitCode {
     let because = fallback.map_or_else(String::new, |reason| {
         format!(", because io_uring is not to be had: {reason}")
     });
-    let text = format!("on this machine: {report}\nconnections are carried by {driver}{because}");
+    let fleet = match look_up(config) {
+        Ok(fleet) => fleet.report(),
+        Err(reason) => return fail(&reason),
+    };
+    let text =
+        format!("on this machine: {report}\nconnections are carried by {driver}{because}\n{fleet}");
     match writeln!(std::io::stdout(), "{text}") {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }
+}
+
+fn look_up(config: &Config) -> Result<Fleet, Box<dyn std::error::Error>> {
+    let mut fleet = Fleet::of(config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(fleet.look_up());
+    runtime.shutdown_background();
+    Ok(fleet)
 }
 
 fn fail(error: &dyn std::fmt::Display) -> ExitCode {
@@ -111,6 +125,7 @@ async fn serve(config: Config) -> ExitCode {
         Ok(termination) => termination,
         Err(error) => return fail(&error),
     };
+    let fleet = Fleet::of(&config);
     let gateway = match Gateway::start(config) {
         Ok(gateway) => gateway,
         Err(error) => {
@@ -132,6 +147,16 @@ async fn serve(config: Config) -> ExitCode {
     tracing::info!(capacity = %gateway.capacity(), "this process holds");
     for warning in gateway.capacity().warnings() {
         tracing::warn!(%warning, "the machine gives less than this gateway could use");
+    }
+    if let Ok(fleet) = fleet {
+        tracing::info!(gateway_id = fleet.gateway_id(), endpoints = %fleet.endpoints(), "logic");
+        for note in fleet.notes() {
+            if note.is_wrong {
+                tracing::warn!(warning = %note.text, "what a fleet needs");
+            } else {
+                tracing::info!(note = %note.text, "what a fleet needs");
+            }
+        }
     }
     tokio::select! {
         name = termination.received() => {

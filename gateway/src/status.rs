@@ -14,7 +14,7 @@ use crate::{
     capacity::Capacity,
     config::Config,
     driver::Kind,
-    link::LinkStatus,
+    link::{LinkStatus, NamesStatus},
     shard::{Mailbox, Published, ShardSnapshot},
 };
 
@@ -43,6 +43,8 @@ pub(crate) struct Status {
     /// Of each shard, in order.
     published: Vec<Published>,
     links: Vec<Arc<LinkStatus>>,
+    /// The names that some of the links' endpoints are found by.
+    pub names: Arc<NamesStatus>,
     mailboxes: OnceLock<Vec<Mailbox>>,
     shards_failed: AtomicUsize,
     driver: OnceLock<(Kind, bool)>,
@@ -55,6 +57,7 @@ impl Status {
         config: Config,
         gateway_id: String,
         links: Vec<Arc<LinkStatus>>,
+        names: Arc<NamesStatus>,
         capacity: Capacity,
     ) -> Self {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -66,6 +69,7 @@ impl Status {
             phase: AtomicU8::new(Phase::Starting as u8),
             published: (0..capacity.shards).map(|_| Published::default()).collect(),
             links,
+            names,
             mailboxes: OnceLock::new(),
             shards_failed: AtomicUsize::new(0),
             driver: OnceLock::new(),

@@ -16,38 +16,46 @@ use serde::{Deserialize, Serialize};
 
 mod audit;
 mod bus;
+mod bus_nats;
 mod login;
 mod messages;
 mod notices;
 mod paces;
+mod peers;
 mod presence;
 mod push;
+mod registry;
 mod replay;
 mod rooms;
 mod search;
 mod sessions;
 
 pub use audit::AuditFile;
-pub use bus::Bus;
+pub use bus::{Bus, BusKind};
+pub use bus_nats::BusNats;
 pub use login::{Jwks, Login, LoginHttp, LoginMethod};
 pub use messages::{Messages, Words};
 pub use notices::Notices;
 pub use paces::Paces;
+pub use peers::{Peers, PeersKind};
 pub use presence::Presence;
 pub use push::{Push, PushApns, PushFcm, PushWebhook};
+pub use registry::{RedisMode, Registry, RegistryKind, RegistryRedis};
 pub use replay::{Check as ReplayCheck, Replay};
 pub use rooms::Rooms;
 pub use search::Search;
 pub use sessions::{SessionClass, Sessions, SessionsFull};
 
-use crate::{chat::ChatSettings, storage::embedded::Options};
+use crate::chat::ChatSettings;
 
 mod attachments;
 mod friends;
+mod store;
 mod users;
 
 pub use attachments::{Attachments, FileStore};
 pub use friends::{Friends, MaySee, MayWrite};
+pub use store::{Store, StoreKind, StorePostgres};
 pub use users::{Registration, SigningAlgorithm, Users};
 
 /// Shortest `login.jwt_secret`: HS256 needs a key of at least the size of its hash (RFC 7518,
@@ -83,6 +91,8 @@ pub struct Config {
     pub api: Api,
     /// Where messages are kept.
     pub store: Store,
+    /// Who is online.
+    pub registry: Registry,
     /// Who may come in.
     pub login: Login,
     /// Users with a password.
@@ -109,6 +119,8 @@ pub struct Config {
     pub catch_up: CatchUp,
     /// Topics of business services.
     pub bus: Bus,
+    /// The other logic processes of the fleet.
+    pub peers: Peers,
     /// Notices of business services.
     pub notices: Notices,
     /// What messages may be, and what may become of them.
@@ -143,6 +155,8 @@ pub struct Link {
     pub outbox_frames_max: usize,
     /// The same in bytes.
     pub outbox_bytes_max: ByteSize,
+    /// How long a shutdown gives the gateways to move the sessions to other logic processes.
+    pub hand_over_max: Duration,
     /// Logins of one stream decided at once.
     pub logins_max: usize,
 }
@@ -172,18 +186,6 @@ pub struct Api {
     pub calls_in_flight_max: usize,
     /// Largest body of an HTTP call.
     pub body_bytes_max: ByteSize,
-}
-
-/// `[store]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Store {
-    /// The data directory; created if it is missing.
-    pub directory: PathBuf,
-    /// A table in memory is written to a file above this size.
-    pub memtable_bytes_max: ByteSize,
-    /// See [`Options::fan_out_members_max`].
-    pub fan_out_members_max: usize,
 }
 
 /// `[limits]`
@@ -289,6 +291,10 @@ pub struct Secrets {
     pub api_token: String,
     /// What signs calls of the push webhook; empty only if there is none.
     pub push_webhook_secret: String,
+    /// What the registry's Redis is shown; empty: nothing.
+    pub redis_password: String,
+    /// Where the database is; empty if the store is on none.
+    pub store_url: String,
 }
 
 impl Default for Config {
@@ -302,6 +308,7 @@ impl Default for Config {
             admin: Door { listen: Listen(Some(SocketAddr::from(([127, 0, 0, 1], 9701)))) },
             api: Api::default(),
             store: Store::default(),
+            registry: Registry::default(),
             login: Login::default(),
             users: Users::default(),
             friends: Friends::default(),
@@ -315,6 +322,7 @@ impl Default for Config {
             receipts: Receipts::default(),
             catch_up: CatchUp::default(),
             bus: Bus::default(),
+            peers: Peers::default(),
             notices: Notices::default(),
             messages: Messages::default(),
             words: Words::default(),
@@ -336,6 +344,7 @@ impl Default for Link {
             window_frames_max: server.window_frames_max,
             window_bytes_max: ByteSize::from_bytes(server.window_bytes_max),
             outbox_frames_max: server.outbox_frames_max,
+            hand_over_max: Duration::from_millis(server.hand_over_ms_max.into()),
             outbox_bytes_max: ByteSize::from_bytes(server.outbox_bytes_max as u64),
             logins_max: server.logins_max,
         }
@@ -355,16 +364,6 @@ impl Default for Api {
             token_file: PathBuf::new(),
             calls_in_flight_max: 256,
             body_bytes_max: ByteSize::from_mib(1),
-        }
-    }
-}
-
-impl Default for Store {
-    fn default() -> Self {
-        Self {
-            directory: PathBuf::from("data"),
-            memtable_bytes_max: ByteSize::from_bytes(Options::new("").memtable_bytes_max),
-            fan_out_members_max: Options::new("").fan_out_members_max,
         }
     }
 }
@@ -499,6 +498,7 @@ impl Config {
             return Err(Invalid::new("link.outbox_bytes_max", "must be at least 1MiB"));
         }
         positive("link.logins_max", self.link.logins_max)?;
+        self.registry.check()?;
         self.login.check()?;
         self.sessions.check()?;
         self.replay.check()?;
@@ -527,7 +527,8 @@ impl Config {
         ] {
             positive(key, value)?;
         }
-        self.bus.check()?;
+        self.bus.check(self.peers.kind == PeersKind::Nats)?;
+        self.peers.check()?;
         self.notices.check()?;
         self.push.check()?;
         if limits.reply_bytes_max.as_bytes() < 1024 {
@@ -538,14 +539,13 @@ impl Config {
         self.attachments.check()?;
         self.messages.check()?;
         self.words.check()?;
-        if self.store.directory.as_os_str().is_empty() {
-            return Err(Invalid::new("store.directory", "must not be empty"));
-        }
-        if !(1 << 20..=1 << 30).contains(&self.store.memtable_bytes_max.as_bytes()) {
-            return Err(Invalid::new(
-                "store.memtable_bytes_max",
-                "must be between 1MiB and 1024MiB",
-            ));
+        self.store.check()?;
+        if self.store.kind == StoreKind::Postgres && self.search.enabled && cfg!(feature = "search")
+        {
+            // An index of one process would not hear of the messages of others.
+            let reason = "full-text search is not there with store.kind = \"postgres\" yet: set \
+                          search.enabled = false, or keep the embedded store";
+            return Err(Invalid::new("search.enabled", reason));
         }
         Ok(())
     }
@@ -612,7 +612,47 @@ impl Config {
             let reason = format!("a secret of at least {min} bytes is needed, this has {found}");
             return Err(Invalid::new("push.webhook.secret", reason));
         }
-        Ok(Secrets { jwt_secret, login_http_token, api_token, push_webhook_secret })
+        let redis_password = secret(
+            environment("MILLRACE_REGISTRY__REDIS__PASSWORD"),
+            &self.registry.redis.password_file,
+            &self.registry.redis.password,
+        )
+        .map_err(|error| Invalid::new("registry.redis.password_file", error.to_string()))?;
+        let store_url = self.store_url_from(environment)?;
+        Ok(Secrets {
+            jwt_secret,
+            login_http_token,
+            api_token,
+            push_webhook_secret,
+            redis_password,
+            store_url,
+        })
+    }
+
+    /// Where the database is, if the store is on one: from the environment
+    /// (`MILLRACE_STORE__POSTGRES__URL`), else from the file named, else from the configuration.
+    ///
+    /// # Errors
+    /// When it is needed and missing, or unreadable.
+    pub fn store_url(&self) -> Result<String, Invalid> {
+        self.store_url_from(|name| std::env::var(name).ok())
+    }
+
+    fn store_url_from(
+        &self,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<String, Invalid> {
+        if self.store.kind != StoreKind::Postgres {
+            return Ok(String::new());
+        }
+        let StorePostgres { url, url_file, .. } = &self.store.postgres;
+        let url = secret(environment("MILLRACE_STORE__POSTGRES__URL"), url_file, url)
+            .map_err(|error| Invalid::new("store.postgres.url_file", error.to_string()))?;
+        if url.is_empty() {
+            let reason = "store.kind = \"postgres\" needs it";
+            return Err(Invalid::new("store.postgres.url", reason));
+        }
+        Ok(url)
     }
 
     /// Worker threads to start, with 0 resolved.
@@ -631,12 +671,14 @@ impl Config {
             window_frames_max: self.link.window_frames_max,
             window_bytes_max: self.link.window_bytes_max.as_bytes(),
             outbox_frames_max: self.link.outbox_frames_max,
+            hand_over_ms_max: self.link.hand_over_max.as_millis_u32(),
             outbox_bytes_max: self.link.outbox_bytes_max.as_usize(),
             logins_max: self.link.logins_max,
             rooms_max: self.limits.rooms_max,
             room_members_max: self.limits.room_members_max,
             rooms_per_session_max: self.limits.rooms_per_session_max,
             retry_after_ms: self.limits.retry_after.as_millis_u32(),
+            shares_gateways: self.peers.kind == PeersKind::Nats,
             ..ServerSettings::default()
         }
     }
@@ -684,6 +726,7 @@ impl Config {
         self.presence.set(&mut settings);
         self.paces.set(&mut settings);
         self.bus.apply(&mut settings);
+        self.peers.apply(&mut settings);
         self.notices.apply(&mut settings);
         settings
     }
@@ -799,6 +842,7 @@ mod tests {
         config.login.jwt_secret = SECRET.to_owned();
         config.api.token = SECRET.to_owned();
         config.login.http.token = SECRET.to_owned();
+        config.registry.redis.password = SECRET.to_owned();
         let printed = format!("{config:?} {:?}", config.secrets_from(|_| None));
         assert!(!printed.contains(SECRET), "{printed}");
     }

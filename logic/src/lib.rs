@@ -3,7 +3,8 @@
 //! - [`chat`]: the domain; what the commands mean. It uses the SDK and knows only traits
 //! - [`storage`]: the trait `Store`, and the embedded store
 //! - [`registry`]: the trait `Registry` (who is online where), and one in memory
-//! - [`bus`]: the trait `Bus` (topics for business services), and the log on the embedded store
+//! - [`bus`]: the trait `Bus` (topics for business services), the log on the embedded store, and NATS
+//! - [`events`]: the trait `Events`: what logic nodes tell each other at once; lossy, with notice
 //! - [`words`]: the list of words that are not let through
 //! - [`login`]: whose token it is, and how many sessions a user may have
 //! - [`api`]: what business services may ask; [`http`] and [`grpc`] are its doors
@@ -28,16 +29,20 @@ pub mod bus;
 mod cache;
 pub mod chat;
 pub mod config;
+pub mod events;
 pub mod grpc;
 pub mod http;
 pub mod login;
 pub mod notices;
+mod planted_faults;
 mod process;
 pub mod push;
 pub mod registry;
 pub mod rooms;
 pub mod search;
 pub mod storage;
+#[cfg(test)]
+mod testing;
 mod user_filter;
 pub mod words;
 

@@ -6,6 +6,8 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+#[cfg(feature = "postgres")]
+use millrace_logic::config::StoreKind;
 use millrace_logic::{Config, DEFAULT_TOML, Logic};
 use millrace_service::{logging, signal::Termination};
 
@@ -35,6 +37,19 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Brings a PostgreSQL database to the schema of this program. Done again it changes nothing.
+    /// The database is that of the configuration, or of the environment variable
+    /// MILLRACE_STORE__POSTGRES__URL, which comes first.
+    #[cfg(feature = "postgres")]
+    Migrate {
+        /// The TOML file of the process; without one only the environment says where the database is.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Partitions of each large table when it is made; 0 for plain tables, on databases that
+        /// spread tables by themselves.
+        #[arg(long, value_name = "NUMBER", default_value_t = 16)]
+        partitions: u32,
+    },
     /// What can be configured.
     Config {
         #[command(subcommand)]
@@ -52,6 +67,8 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run { config } => run(config),
         Command::Check { config } => check(config),
+        #[cfg(feature = "postgres")]
+        Command::Migrate { config, partitions } => migrate(config, partitions),
         Command::Config { command: ConfigCommand::Default } => {
             print(DEFAULT_TOML);
             Ok(())
@@ -81,6 +98,36 @@ fn load(file: &PathBuf) -> Result<Config, String> {
 fn check(file: PathBuf) -> Result<(), String> {
     load(&file)?;
     print(&format!("{} is valid\n", file.display()));
+    Ok(())
+}
+
+#[cfg(feature = "postgres")]
+fn migrate(file: Option<PathBuf>, partitions: u32) -> Result<(), String> {
+    let mut config = match &file {
+        Some(file) => Config::load(file).map_err(|error| error.to_string())?,
+        None => Config::default(),
+    };
+    if file.is_some() && config.store.kind != StoreKind::Postgres {
+        return Err("store.kind is not \"postgres\": there is nothing to migrate".to_owned());
+    }
+    config.store.kind = StoreKind::Postgres;
+    let url = config.store_url().map_err(|error| match file {
+        Some(_) => error.to_string(),
+        None => "which database? Name it with --config FILE, or in the environment variable \
+                 MILLRACE_STORE__POSTGRES__URL"
+            .to_owned(),
+    })?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("the runtime cannot be started: {error}"))?;
+    let migrated = runtime
+        .block_on(millrace_logic::storage::postgres::migrate(&url, partitions))
+        .map_err(|error| error.to_string())?;
+    print(&match migrated.from == migrated.to {
+        true => format!("the schema is at step {} already\n", migrated.to),
+        false => format!("the schema went from step {} to {}\n", migrated.from, migrated.to),
+    });
     Ok(())
 }
 

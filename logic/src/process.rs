@@ -17,12 +17,16 @@ use millrace_protocol::api::LogoutEverywhereRequest;
 use millrace_service::Invalid;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 
+mod bus;
+mod peers;
 mod push;
+mod registry;
 mod revocations;
 mod search;
+mod store;
 mod verifier;
 
-use self::{revocations::forget_old, verifier::verifier};
+use self::{bus::OpenBus, revocations::forget_old, store::OpenStore, verifier::verifier};
 use crate::{
     accounts::{
         Accounts, Friends, FriendsPolicy, FriendsPresence, LogoutEverywhere, NoticeSink,
@@ -34,23 +38,20 @@ use crate::{
     },
     attachments::{self, Attachments, BlobStore, DirectoryBlobs},
     audit::Audit,
-    bus::{Bus, EmbeddedBus},
+    bus::Bus,
     chat::{self, Chat, Foundation, NoWords, OpenPresence, OpenRooms, WordFilter},
     config::{Config, FileStore, MaySee, Secrets},
     grpc,
     http::{self, HttpSettings},
-    notices::{EmbeddedNotices, NoticeStore as _},
-    registry::{MemoryRegistry, MemoryRegistrySettings},
-    rooms::{EmbeddedRooms, RoomDirectory},
+    notices::{NoticeStore as _, NoticeTables},
+    registry::Registry,
+    rooms::{RoomDirectory, RoomTable},
     search::SearchIndex,
     storage::{
-        Store, StoreError,
+        StoreError,
         accounts::AccountStore,
-        embedded::{
-            EmbeddedAccounts, EmbeddedAttachments, EmbeddedRelations, EmbeddedRevocations,
-            EmbeddedStore, Options,
-        },
         relations::RelationStore,
+        side::{AccountTable, AttachmentTable, Follow, RelationTable, RevocationTable},
     },
     words::WordFile,
 };
@@ -109,9 +110,10 @@ pub struct Logic {
     addresses: Addresses,
     server: Server,
     chat: Arc<Chat>,
-    store: Arc<EmbeddedStore>,
-    bus: EmbeddedBus,
-    notices: EmbeddedNotices,
+    registry: Arc<dyn Registry>,
+    store: Arc<OpenStore>,
+    bus: OpenBus,
+    notices: NoticeTables,
     search: Option<Arc<dyn SearchIndex>>,
     leaving: watch::Sender<bool>,
     doors: Vec<JoinHandle<()>>,
@@ -133,6 +135,8 @@ impl Logic {
     /// # Errors
     /// As [`Logic::start`].
     pub async fn start_with_routes(config: Config, extra: Router) -> Result<Self, StartError> {
+        #[cfg(feature = "planted-faults")]
+        crate::planted_faults::check().map_err(|reason| Invalid::new("planted-faults", reason))?;
         config.check()?;
         let secrets = config.secrets()?;
         let verifier = verifier(&config.login, &secrets)?;
@@ -147,24 +151,34 @@ impl Logic {
         let grpc_door = listen("grpc", config.grpc.listen.0).await?;
         let admin_door = listen("admin", config.admin.listen.0).await?;
         let words = open_words(&config).await?;
-        let embedded = open_store(&config).await?;
-        let store: Arc<dyn Store> = embedded.clone();
-        let bus = EmbeddedBus::open(&embedded, config.bus.settings())?;
-        let notices = EmbeddedNotices::open(&embedded, config.notices.limits()).await?;
-        let revocations = Arc::new(EmbeddedRevocations::open(embedded.side("revocations")?).await?);
-        let relations: Arc<dyn RelationStore> = Arc::new(EmbeddedRelations::open(&embedded)?);
+        let peers = peers::open(&config).await?;
+        let open = Arc::new(OpenStore::open(&config, &secrets).await?);
+        let (store, sides) = (open.chat(), open.sides());
+        let search = search::start(&config, &open)?;
+        let bus = OpenBus::open(&config.bus, open.own()).await?;
+        let notices = NoticeTables::open(sides, config.notices.limits()).await?;
+        let revocations = Arc::new(RevocationTable::open(sides).await?);
+        let relations: Arc<dyn RelationStore> = Arc::new(RelationTable::open(sides).await?);
         let policy = FriendsPolicy::new(relations.clone(), config.friends.policy()).await?;
-        let files = open_attachments(&config, &secrets, &embedded)?;
-        let rooms = Arc::new(EmbeddedRooms::open(&embedded)?);
-        let directory = RoomDirectory::open(rooms, config.rooms.limits()).await?;
-        let search = search::start(&config, &embedded)?;
-        let accounts: Arc<dyn AccountStore> = Arc::new(EmbeddedAccounts::open(&embedded)?);
+        let files = open_attachments(&config, &secrets, &open)?;
+        let rooms = Arc::new(RoomTable::open(sides).await?);
+        let directory = Arc::new(RoomDirectory::open(rooms, config.rooms.limits()).await?);
+        let accounts: Arc<dyn AccountStore> = Arc::new(AccountTable::open(sides).await?);
         let names = ProfileNames::new(accounts.clone(), config.users.names_remembered()).await?;
+        let registry = registry::open(&config, &secrets)?;
+        let mut matters: Vec<(&'static str, Arc<dyn Follow>)> = vec![
+            ("notices", Arc::new(notices.clone())),
+            ("revocations", revocations.clone()),
+            ("relations", policy.clone()),
+            ("rooms", directory.clone()),
+            ("accounts", names.clone()),
+        ];
+        let push = push::offline_push(&config, &secrets, sides, &mut matters).await?;
         let foundation = Foundation {
             search: search.clone(),
             store: store.clone(),
-            registry: Arc::new(MemoryRegistry::new(MemoryRegistrySettings::default())),
-            bus: Arc::new(bus.clone()),
+            registry: registry.registry.clone(),
+            bus: bus.shared(),
             notices: Arc::new(notices.clone()),
             verifier: verifier.clone(),
             rooms: Arc::new(OpenRooms),
@@ -175,12 +189,14 @@ impl Logic {
             },
             gates: vec![policy.clone(), files.clone()],
             words,
-            directory: Arc::new(directory),
-            push: push::offline_push(&config, &secrets, &embedded).await?,
+            directory,
+            push,
             profiles: names.clone(),
+            peers,
         };
         let mut chat = None;
         let server = Server::bind(config.link.listen, config.server_settings(), |gateways| {
+            registry.attach(&gateways);
             let started = Chat::start(foundation, config.chat_settings(), gateways);
             chat.insert(started).clone()
         })
@@ -272,12 +288,17 @@ impl Logic {
         let kept = config.login.revocations_kept.as_std();
         tokio::spawn(forget_old(revocations, kept, chat::unix_ms, left(leaving.subscribe())));
         tokio::spawn(expire(bus.clone(), notices.clone(), left(leaving.subscribe())));
+        if open.embedded().is_none() {
+            let interval = config.store.postgres.follow_interval.as_std();
+            tokio::spawn(store::follow(matters, interval, left(leaving.subscribe())));
+        }
         Ok(Self {
             addresses,
             search,
             server,
             chat,
-            store: embedded,
+            registry: registry.registry,
+            store: open,
             bus,
             notices,
             leaving,
@@ -303,19 +324,23 @@ impl Logic {
 
     /// The topics that clients' reports are put on, for a business service in this process.
     pub fn bus(&self) -> Arc<dyn Bus> {
-        Arc::new(self.bus.clone())
+        self.bus.shared()
     }
 
-    /// Leaves in order: the gateways are told and nothing more is read from them, what was read is
-    /// stored and answered, the streams and the doors close, the store is closed.
+    /// Leaves in order: the gateways move the sessions to other logic processes where there are some,
+    /// then nothing more is read from them, what was read is stored and answered, the streams and the
+    /// doors close, the store is closed.
     ///
     /// # Errors
     /// [`ShutdownError`]; everything has ended nevertheless.
     pub async fn shutdown(self) -> Result<(), ShutdownError> {
+        // It is logged, and what is left is listed to whoever comes.
+        let _handed_over = self.server.hand_over().await;
         self.server.drain();
         let drained = self.chat.drain(self.shutdown_timeout).await;
         self.leaving.send_replace(true);
         self.server.shutdown().await;
+        self.registry.close().await;
         for mut door in self.doors {
             // A caller that keeps its connection open must not hold us up.
             if timeout(DOOR_TIMEOUT, &mut door).await.is_err() {
@@ -369,20 +394,6 @@ impl TextScreen for SameWords {
 /// How long a door waits for the requests it is answering.
 const DOOR_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Opening reads the journal, which may take seconds: not on a thread that serves others.
-async fn open_store(config: &Config) -> Result<Arc<EmbeddedStore>, StartError> {
-    let options = Options {
-        memtable_bytes_max: config.store.memtable_bytes_max.as_bytes(),
-        fan_out_members_max: config.store.fan_out_members_max,
-        ..Options::new(&config.store.directory)
-    };
-    let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(options)).await;
-    match opened {
-        Ok(store) => Ok(Arc::new(store?)),
-        Err(error) => Err(StoreError::Failed(format!("opening it ended: {error}")).into()),
-    }
-}
-
 /// Building the search takes a moment with a long list.
 async fn open_words(config: &Config) -> Result<Arc<dyn WordFilter>, StartError> {
     let Some(settings) = config.words.settings() else { return Ok(Arc::new(NoWords)) };
@@ -397,7 +408,7 @@ async fn open_words(config: &Config) -> Result<Arc<dyn WordFilter>, StartError> 
 fn open_attachments(
     config: &Config,
     secrets: &Secrets,
-    store: &Arc<EmbeddedStore>,
+    open: &OpenStore,
 ) -> Result<Arc<Attachments>, StartError> {
     let section = &config.attachments;
     let directory = section.resolved_directory(&config.store.directory);
@@ -419,11 +430,11 @@ fn open_attachments(
             return Err(Invalid::new("attachments.store", reason).into());
         }
     };
-    let rows = Arc::new(EmbeddedAttachments::open(store)?);
+    let rows = Arc::new(AttachmentTable::open(open.sides())?);
     // Both are secret, and one of them is there when a door is open.
     let secret = format!("{}\n{}", secrets.jwt_secret, secrets.api_token);
     let settings = section.settings(&directory);
-    let opened = Attachments::new(rows, store.clone(), blobs, settings, secret.as_bytes());
+    let opened = Attachments::new(rows, open.chat(), blobs, settings, secret.as_bytes());
     Ok(Arc::new(opened.map_err(wrong)?))
 }
 
@@ -439,7 +450,7 @@ async fn until_left(work: impl Future<Output = ()>, leaving: watch::Receiver<boo
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Drops what the topics and the notices need not keep any longer, until the process leaves.
-async fn expire(bus: EmbeddedBus, notices: EmbeddedNotices, leaving: impl Future<Output = ()>) {
+async fn expire(bus: OpenBus, notices: NoticeTables, leaving: impl Future<Output = ()>) {
     tokio::pin!(leaving);
     loop {
         tokio::select! {

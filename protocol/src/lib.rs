@@ -10,7 +10,7 @@
 //! - [`code`]: the one table of codes: number, label, sentence, WebSocket close code
 //! - [`command`]: the one table of commands
 //! - [`limits`]: the bounds of the wire
-//! - [`session`], [`chat`], [`link`], [`api`]: the protobuf messages
+//! - [`session`], [`chat`], [`link`], [`api`], [`peer`]: the protobuf messages
 
 pub mod code;
 pub mod command;
@@ -41,6 +41,11 @@ mod generated {
             include!(concat!(env!("OUT_DIR"), "/millrace.link.v1.rs"));
         }
     }
+    pub mod peer {
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/millrace.peer.v1.rs"));
+        }
+    }
     pub mod api {
         pub mod v1 {
             include!(concat!(env!("OUT_DIR"), "/millrace.api.v1.rs"));
@@ -58,5 +63,7 @@ pub use generated::api::v1 as api;
 pub use generated::chat::v1 as chat;
 /// The link between gateway and logic (`link.proto`).
 pub use generated::link::v1 as link;
+/// What the logic processes of a fleet tell each other (`peer.proto`).
+pub use generated::peer::v1 as peer;
 /// Bodies of the session commands, 0x0001 to 0x0007 (`session.proto`).
 pub use generated::session::v1 as session;

@@ -89,14 +89,36 @@ pub fn load_checked<T: DeserializeOwned>(
         return Err(unreadable(io::Error::new(io::ErrorKind::FileTooLarge, message)));
     }
     let text = fs::read_to_string(path).map_err(unreadable)?;
-    let value = parse(&text, path)?;
+    parse_checked(&text, path, check)
+}
+
+/// The same for a text, as if it were the file `name`.
+///
+/// # Errors
+/// See [`ConfigError`]; never [`ConfigError::Unreadable`].
+pub fn parse_checked<T: DeserializeOwned>(
+    text: &str,
+    name: impl AsRef<Path>,
+    check: impl FnOnce(&T) -> Result<(), Invalid>,
+) -> Result<T, ConfigError> {
+    let name = name.as_ref();
+    let value = parse(text, name)?;
     match check(&value) {
         Ok(()) => Ok(value),
         Err(invalid) => {
-            let span = locate(&text, &invalid.key).unwrap_or_default();
-            Err(refused(path, &text, span.start, invalid.to_string()))
+            let span = locate(text, &invalid.key).unwrap_or_default();
+            Err(refused(name, text, span.start, invalid.to_string()))
         }
     }
+}
+
+/// A value as TOML that reads back as the same value.
+///
+/// # Panics
+/// The type has keys that are no strings, or something else that TOML cannot say: a mistake in the
+/// type and not in the value.
+pub fn to_toml(value: &impl serde::Serialize) -> String {
+    toml::to_string_pretty(value).expect("configuration types can be said in TOML")
 }
 
 /// Reads a text as if it were the file `name`.

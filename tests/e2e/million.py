@@ -274,8 +274,10 @@ def main():
     parser.add_argument("--json", type=Path, help="where to write the report")
     parser.add_argument("--perf", type=Path, help="record a CPU profile of 20 s of the load to this file")
     parser.add_argument("--congestion-control", default="reno", help="of all sockets of the run; empty: the machine's own")
+    parser.add_argument("--quick-ack", action=argparse.BooleanOptionalAction, default=False,
+                        help="both ends acknowledge at once instead of by a timer (only in a namespace of its own)")
     arguments = parser.parse_args()
-    namespace.enter(2 * arguments.connections, arguments.congestion_control)
+    namespace.enter(2 * arguments.connections, arguments.congestion_control, arguments.quick_ack)
     if arguments.room_size is None:
         arguments.room_size = arguments.connections // 20
     with tempfile.TemporaryDirectory(prefix="millrace-million-") as name:

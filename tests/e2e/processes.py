@@ -134,15 +134,18 @@ def port_that_no_connection_takes():
 class Tiers:
     """Gateway and logic as separate processes, each with its TOML."""
 
-    def __init__(self, folder, gateway_preexec=None, gateway_section=""):
+    def __init__(self, folder, gateway_preexec=None, gateway_section="", logic_preexec=None):
         self.folder = folder
         self.gateway_preexec = gateway_preexec
+        self.logic_preexec = logic_preexec
         self.gateway_section = gateway_section
         self.logic_config = folder / "logic.toml"
         self.gateway_config = folder / "gateway.toml"
         self.logic = self.gateway = None
         self.logic_settings = ""
         self.store_settings = ""
+        self.link_settings = ""
+        self.logic_links = None
         self.login_settings = ""
         self.gateway_connections = ""
         self.ports = {}
@@ -155,21 +158,23 @@ class Tiers:
     def start_logic(self):
         self.logic_config.write_text(
             f'{self.logic_settings}\n[store]\ndirectory = "{self.folder / "data"}"\n{self.store_settings}'
-            f'[link]\nlisten = "127.0.0.1:{self.free_port("link")}"\n'
+            f'[link]\nlisten = "127.0.0.1:{self.free_port("link")}"\n{self.link_settings}'
             f'[http]\nlisten = "127.0.0.1:{self.free_port("http")}"\n'
             f'[grpc]\nlisten = "127.0.0.1:{self.free_port("grpc")}"\n[admin]\nlisten = "127.0.0.1:{self.free_port("logic-admin")}"\n'
             f'[api]\ntoken = "{API_TOKEN}"\n'
             f'[login]\njwt_secret = "{JWT_SECRET}"\n{self.login_settings}'
         )
-        self.logic = Process([BINARIES / "millrace-logic", "run", "--config", self.logic_config], self.folder / "logic.log")
+        self.logic = Process([BINARIES / "millrace-logic", "run", "--config", self.logic_config], self.folder / "logic.log", self.logic_preexec)
         self.until(lambda: self.api().call("GET", "/readyz")[0] == 200, self.logic)
 
     def start_gateway(self):
+        """Linked to the logic of these tiers, or to those at the ports of `logic_links`."""
+        endpoints = [f"http://127.0.0.1:{port}" for port in self.logic_links or [self.free_port("link")]]
         self.gateway_config.write_text(
             f'[gateway]\n{self.gateway_section}[listen]\nwebsocket = "127.0.0.1:{self.free_port("websocket")}"\n'
             f'tcp = "127.0.0.1:{self.free_port("tcp")}"\n'
             f'[admin]\nlisten = "127.0.0.1:{self.free_port("admin")}"\n'
-            f'[logic]\nendpoints = ["http://127.0.0.1:{self.free_port("link")}"]\n'
+            f'[logic]\nendpoints = {json.dumps(endpoints)}\n'
             '[drain]\nshutdown = "3s"\n'
             + (f'[connections]\n{self.gateway_connections}' if self.gateway_connections else "")
         )

@@ -1,4 +1,4 @@
-"""A seccomp filter by hand: what a container's profile does that does not know io_uring."""
+"""Seccomp filters by hand: what a container's profile does that does not know io_uring, and what a unit of systemd does."""
 
 from __future__ import annotations
 
@@ -21,14 +21,26 @@ class _Program(ctypes.Structure):
 
 def deny(system_call, error=errno.EPERM):
     """A function for `preexec_fn` after which this system call fails with this error, for the process and its children."""
-    architecture = _ARCHITECTURES[platform.machine()]
+    return _filter([(_JUMP_IF_EQUAL, 0, 1, system_call), (_RETURN, 0, 0, _ERRNO | error), (_RETURN, 0, 0, _ALLOW)])
+
+
+def allow_only(names, error=errno.EPERM):
+    """Likewise, after which every other system call fails. Names that this machine does not have are left out, as systemd does."""
+    resolve = ctypes.CDLL("libseccomp.so.2").seccomp_syscall_resolve_name
+    numbers = sorted(number for name in names if (number := resolve(name.encode())) >= 0)
+    assert numbers, "no system call is known"
+    allowed = [instruction for number in numbers for instruction in ((_JUMP_IF_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW))]
+    return _filter([*allowed, (_RETURN, 0, 0, _ERRNO | error)])
+
+
+def _filter(judgement):
+    """`judgement` has the system call's number before it; another architecture's calls are allowed."""
     instructions = [
         (_LOAD, 0, 0, 4),                           # the architecture, of struct seccomp_data
-        (_JUMP_IF_EQUAL, 0, 3, architecture),       # another one: allow
-        (_LOAD, 0, 0, 0),                           # the system call's number
-        (_JUMP_IF_EQUAL, 0, 1, system_call),
-        (_RETURN, 0, 0, _ERRNO | error),
+        (_JUMP_IF_EQUAL, 1, 0, _ARCHITECTURES[platform.machine()]),
         (_RETURN, 0, 0, _ALLOW),
+        (_LOAD, 0, 0, 0),                           # the system call's number
+        *judgement,
     ]
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in instructions))
     program = _Program(len(instructions), ctypes.addressof(code))

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result};
 use millrace_logic_sdk::{
-    Accepted, Backend, Gateways, Inbound, Login, Refused, Server, ServerSettings, Session,
+    Accepted, Backend, Ended, Gateways, Inbound, Login, Refused, Server, ServerSettings, Session,
 };
-use millrace_protocol::{Code, chat::RoomMessage};
+use millrace_protocol::chat::RoomMessage;
 
 use crate::processes::{self, Process};
 
@@ -42,7 +42,7 @@ impl Backend for Measured {
 
     async fn frames(&self, _: Vec<Inbound>) {}
 
-    fn session_ended(&self, _: Arc<Session>, _: Code) {}
+    fn session_ended(&self, _: Arc<Session>, _: Ended) {}
 
     fn sessions_replayed(&self, _: Vec<Arc<Session>>, _: Vec<Arc<Session>>) {}
 }

@@ -9,6 +9,7 @@ use millrace_protocol::Code;
 use crate::{
     arena::Record,
     effect::{Now, TransportKind},
+    link::Home,
     work::WorkId,
 };
 
@@ -85,6 +86,8 @@ pub(crate) struct Connection {
     pub(crate) code: Code,
     /// The number of the last broadcast it got.
     pub(crate) broadcasts_seen: u8,
+    /// Where its login is decided, and then its session is at home.
+    pub(crate) home: Home,
 }
 
 impl Connection {
@@ -111,6 +114,7 @@ impl Connection {
             refusals: 0,
             code: Code::Ok,
             broadcasts_seen: 0,
+            home: Home::NONE,
         }
     }
 

@@ -28,14 +28,16 @@ pub enum Dropped {
     Encoding,
     /// A room membership beyond the limits.
     RoomLimit,
-    /// An event from logic that breaks the contract: before HelloReply, on a link that is not in
-    /// use, or empty.
+    /// A change of a room, from another logic than the session is at home with.
+    NotHome,
+    /// An event from logic that breaks the contract: before HelloReply, on a link that is not up,
+    /// about a login that another logic decides, or empty.
     LinkContract,
 }
 
 impl Dropped {
     /// Every reason.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::SlowConsumer,
         Self::LogicUnavailable,
         Self::Backlog,
@@ -45,6 +47,7 @@ impl Dropped {
         Self::RequestUnknown,
         Self::Encoding,
         Self::RoomLimit,
+        Self::NotHome,
         Self::LinkContract,
     ];
 
@@ -60,6 +63,7 @@ impl Dropped {
             Self::RequestUnknown => "request_unknown",
             Self::Encoding => "encoding",
             Self::RoomLimit => "room_limit",
+            Self::NotHome => "not_home",
             Self::LinkContract => "link_contract",
         }
     }
@@ -137,6 +141,12 @@ pub struct Counters {
     pub link_downs: u64,
     /// Batches from logic whose number was not the expected one.
     pub link_sequence_gaps: u64,
+    /// Sessions moved from a link that is up to another one.
+    pub sessions_moved: u64,
+    /// Sessions without a home that a link has taken in.
+    pub sessions_taken_in: u64,
+    /// Sessions without a home now.
+    pub sessions_homeless: u64,
     /// Calls for a connection that is not there any more.
     pub stale_calls: u64,
 }

@@ -50,8 +50,9 @@ impl ConnectionId {
     }
 }
 
-/// One stream to a logic process, named by its owner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// One stream to a logic process, named by its owner: the place of an endpoint, from 0 to 254. Small
+/// numbers, because there is a place for each up to the largest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinkId(pub u8);
 
 /// How a client is connected.

@@ -11,7 +11,7 @@
 //! - [`transport`]: bytes to messages and back, without sessions; usable on its own
 //! - `engine/`: what a connection goes through, one file for each part of its life
 //! - `connection`, `identity`, `work`, `link`, `room`: what is kept for a connection, who it is, what
-//!   it has going on; a stream to logic, a room
+//!   it has going on; the streams to logic, a room
 //! - `slab`, `arena`, `timer_wheel`: where it is kept
 //!
 //! Bodies of commands from 0x0100 on are never looked into. Logic decides about every login.
@@ -34,5 +34,5 @@ mod work;
 pub use counters::{Counters, Dropped, Traffic};
 pub use durations::Durations;
 pub use effect::{ConnectionId, Effect, LinkId, Now, TransportKind};
-pub use engine::{ConnectionInfo, Engine, Memory};
+pub use engine::{ConnectionInfo, Engine, LinkInfo, LinkPhase, Memory};
 pub use settings::{Drain, GatewayIdentity, Settings, SlowConsumer};

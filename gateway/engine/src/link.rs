@@ -1,24 +1,99 @@
-//! The engine's side of one stream to logic: what is to go out, in which order, and how much may.
+//! The engine's side of the streams to logic: what is to go out on each, in which order, and how much
+//! may.
 //!
 //! A stream begins with Hello, the lists of sessions and rooms, and SessionsComplete; they are made while
-//! batches are taken, never stored. After it the outbox follows. Transport, reconnecting and
-//! waking are done elsewhere.
+//! batches are taken, never stored. After it the outbox follows. Which session is at home on which
+//! stream is told in `engine/homes.rs`; transport, reconnecting and waking are done elsewhere.
 
 use std::collections::VecDeque;
 
 use millrace_protocol::link::{ClientFrame, Credit, gateway_event};
 
-use crate::{effect::LinkId, work::Waiting};
+use crate::{
+    effect::{ConnectionId, LinkId},
+    work::Waiting,
+};
+
+/// The link that a session is at home on; kept with the connection, so a byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Home(u8);
+
+impl Home {
+    /// None: before a login, and while no link has taken a session.
+    pub(crate) const NONE: Self = Self(u8::MAX);
+
+    pub(crate) const fn at(link: LinkId) -> Self {
+        Self(link.0)
+    }
+
+    pub(crate) const fn link(self) -> Option<LinkId> {
+        if self.0 == Self::NONE.0 { None } else { Some(LinkId(self.0)) }
+    }
+}
+
+/// A connection whose receive is paused, since when, and in which of its pauses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    pub(crate) since_ms: u64,
+    pub(crate) pause: u32,
+    pub(crate) id: ConnectionId,
+}
+
+/// All links that are up, in the places of their ids.
+#[derive(Debug, Default)]
+pub(crate) struct Links {
+    places: Vec<Option<Link>>,
+}
+
+impl Links {
+    #[inline]
+    pub(crate) fn get(&self, home: Home) -> Option<&Link> {
+        self.places.get(usize::from(home.0))?.as_ref()
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, home: Home) -> Option<&mut Link> {
+        self.places.get_mut(usize::from(home.0))?.as_mut()
+    }
+
+    pub(crate) fn put(&mut self, link: Link) {
+        let place = usize::from(link.id.0);
+        if self.places.len() <= place {
+            self.places.resize_with(place + 1, || None);
+        }
+        self.places[place] = Some(link);
+    }
+
+    pub(crate) fn take(&mut self, home: Home) -> Option<Link> {
+        self.places.get_mut(usize::from(home.0))?.take()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Link> {
+        self.places.iter().flatten()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.iter().next().is_none()
+    }
+
+    /// The places of links, of those that are down too.
+    pub(crate) const fn places(&self) -> usize {
+        self.places.len()
+    }
+
+    /// The link in a place.
+    pub(crate) fn in_place(&self, place: usize) -> Option<&Link> {
+        self.places.get(place)?.as_ref()
+    }
+}
 
 /// How far the stream's beginning has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Opening {
     /// Nothing was sent.
     Hello,
-    /// Sessions are being listed in order of their slots.
+    /// Sessions that have no home are taken in and listed.
     Sessions {
-        /// The slot to look at next.
-        slot: u32,
         /// Sessions listed so far.
         listed: u64,
     },
@@ -42,13 +117,38 @@ pub(crate) enum Outgoing {
     Frame(Waiting),
 }
 
+/// Logic has said that it leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Leaving {
+    pub(crate) since_ms: u64,
+    /// By when its sessions should have moved.
+    pub(crate) within_ms: u64,
+    /// Its sessions then, and how many of them have moved.
+    pub(crate) sessions: u32,
+    pub(crate) moved: u32,
+    /// Drained was said.
+    pub(crate) is_told: bool,
+}
+
 /// One stream.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) id: LinkId,
+    /// Which of all the streams that there were.
+    pub(crate) stream: u64,
     pub(crate) opening: Opening,
     /// HelloReply has arrived.
     pub(crate) is_ready: bool,
+    /// HelloReply said that sessions may come and go after the list.
+    pub(crate) takes_moves: bool,
+    /// The owner had no room for a batch; until it asks for one again.
+    pub(crate) is_full: bool,
+    pub(crate) leaving: Option<Leaving>,
+    /// Sessions that are at home here, logins under way included.
+    pub(crate) sessions: u32,
+    /// Connections of this link with a backlog, in the order in which they get credit. May name some
+    /// that are gone; at most twice as many entries as connections.
+    pub(crate) waiting_for_credit: VecDeque<Held>,
     /// Bounded by credit (frames), by `logins_in_flight_max`, by `link_outbox_events_max`
     /// (refreshes) and by the number of sessions (their ends).
     outbox: VecDeque<Outgoing>,
@@ -69,11 +169,22 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(id: LinkId, heartbeat_at_ms: u64, window_of_logic: Credit) -> Self {
+    pub(crate) fn new(
+        id: LinkId,
+        stream: u64,
+        heartbeat_at_ms: u64,
+        window_of_logic: Credit,
+    ) -> Self {
         Self {
             id,
+            stream,
             opening: Opening::Hello,
             is_ready: false,
+            takes_moves: false,
+            is_full: false,
+            leaving: None,
+            sessions: 0,
+            waiting_for_credit: VecDeque::new(),
             outbox: VecDeque::new(),
             outbox_bytes: 0,
             sequence_next: 1,
@@ -89,9 +200,14 @@ impl Link {
         }
     }
 
-    /// HelloReply: the initial credit.
-    pub(crate) fn ready(&mut self, window: Credit) {
+    pub(crate) const fn home(&self) -> Home {
+        Home::at(self.id)
+    }
+
+    /// HelloReply: the initial credit, and whether sessions may move.
+    pub(crate) const fn ready(&mut self, window: Credit, takes_moves: bool) {
         self.is_ready = true;
+        self.takes_moves = takes_moves;
         self.window = window;
         self.credit = window;
     }
@@ -116,16 +232,20 @@ impl Link {
 
     /// Bytes of memory.
     pub(crate) fn bytes(&self) -> usize {
-        self.outbox.capacity() * size_of::<Outgoing>() + self.outbox_bytes
+        self.outbox.capacity() * size_of::<Outgoing>()
+            + self.outbox_bytes
+            + self.waiting_for_credit.capacity() * size_of::<Held>()
     }
 
-    /// Whether logic has heard of a session in this slot on this stream.
-    pub(crate) const fn knows(&self, session_slot: u32) -> bool {
-        match self.opening {
-            Opening::Hello => false,
-            Opening::Sessions { slot, .. } => session_slot < slot,
-            Opening::Rooms { .. } | Opening::Complete => true,
-        }
+    /// Whether the lists are through and sessions may come and go.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.is_ready && self.takes_moves && self.opening == Opening::Complete
+    }
+
+    /// Whether a session without a home may find one here, now or soon.
+    pub(crate) const fn may_take_in(&self) -> bool {
+        let lists = matches!(self.opening, Opening::Hello | Opening::Sessions { .. });
+        self.leaving.is_none() && (lists || !self.is_ready || self.takes_moves)
     }
 
     /// Takes credit for a frame, if there is enough. A body larger than the whole window goes
@@ -187,9 +307,9 @@ mod tests {
 
     #[test]
     fn credit_is_never_overdrawn_and_never_exceeds_the_window() {
-        let mut link = Link::new(LinkId(0), 0, Credit { frames: 8, bytes: 800 });
+        let mut link = Link::new(LinkId(0), 1, 0, Credit { frames: 8, bytes: 800 });
         assert!(!link.spend(0), "no credit before HelloReply");
-        link.ready(Credit { frames: 3, bytes: 100 });
+        link.ready(Credit { frames: 3, bytes: 100 }, true);
         assert!(link.spend(60));
         assert!(!link.spend(60));
         assert!(link.spend(40));
@@ -207,7 +327,7 @@ mod tests {
 
     #[test]
     fn a_quarter_of_the_window_is_given_back_at_once() {
-        let mut link = Link::new(LinkId(0), 0, Credit { frames: 8, bytes: 800 });
+        let mut link = Link::new(LinkId(0), 1, 0, Credit { frames: 8, bytes: 800 });
         link.owe(10);
         assert!(!link.owes_much());
         link.owe(190);

@@ -24,6 +24,13 @@ pub(crate) struct Membership {
     place: u32,
 }
 
+impl Membership {
+    /// The room's slot; see [`Rooms::in_slot`].
+    pub(crate) const fn room(self) -> u32 {
+        self.room
+    }
+}
+
 /// A member's place has changed because another one left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moved {

@@ -84,6 +84,9 @@ pub struct Settings {
     pub link_batch_events_max: usize,
     /// Body bytes after which a batch to logic is complete.
     pub link_batch_bytes_max: usize,
+    /// Sessions a second that move from one logic to another that has fewer. 0: none, but those of a
+    /// logic that leaves, which all move in the time that it gives them.
+    pub link_moves_per_second_max: u32,
     /// The path of the WebSocket upgrade; another one gets status 404.
     pub websocket_path: String,
     /// Origins a browser's page may come from; others get status 403. Empty: any. Clients that
@@ -121,6 +124,7 @@ impl Default for Settings {
             link_outbox_events_max: 100_000,
             link_batch_events_max: 512,
             link_batch_bytes_max: 256 * 1024,
+            link_moves_per_second_max: 1_000,
             websocket_path: "/ws".to_owned(),
             allowed_origins: Vec::new(),
         }

@@ -12,7 +12,7 @@ fn check(weather: Weather) {
         let world = run(seed, weather);
         for client in &world.ended_clients {
             let nothing = Vec::new();
-            let sent = world.logic.pushed.get(&client.session_id).unwrap_or(&nothing);
+            let sent = world.truth.pushed.get(&client.session_id).unwrap_or(&nothing);
             heard += client.pushed.len();
             assert!(
                 sent.starts_with(&client.pushed),

@@ -5,11 +5,14 @@ mod harness;
 
 use bytes::Bytes;
 use harness::{Harness, LINK, PLENTY};
-use millrace_engine::{LinkId, Settings};
+use millrace_engine::Settings;
 use millrace_protocol::{
     Code,
     command::{HEARTBEAT, LOGIN, REPORT, SEND_MESSAGE, TYPING, reply},
-    link::{Credit, LoginResult, SendFrame, gateway_event::Kind as Event, logic_event::Kind},
+    frame::{self, Flags},
+    link::{
+        Credit, HelloReply, LoginResult, SendFrame, gateway_event::Kind as Event, logic_event::Kind,
+    },
 };
 
 fn send_reply(session_id: u64, request_id: u32) -> Kind {
@@ -130,6 +133,45 @@ fn an_end_during_the_list_is_told_exactly_once() {
 }
 
 #[test]
+fn a_frame_sent_during_the_list_waits_for_it_and_goes_with_a_session_that_ends_unlisted() {
+    let settings = Settings { link_batch_events_max: 2, ..Settings::default() };
+    let mut harness = Harness::linked(settings);
+    let sockets: Vec<u64> = (0..6)
+        .map(|_| {
+            let socket = harness.tcp();
+            harness.login(socket, "user");
+            socket
+        })
+        .collect();
+    harness.link_down();
+    harness.engine.link_up(harness.now, LINK);
+    let first = harness.engine.take_link_batch(LINK).expect("Hello");
+    assert_eq!(first.events.len(), 2);
+    let reply = HelloReply { window: Some(PLENTY), ..HelloReply::default() };
+    harness.tell_first(vec![Kind::HelloReply(reply)]);
+    // None of the last two was listed; one of them ends before its turn.
+    let (stays, ends) = (harness.id(sockets[4]), harness.id(sockets[5]));
+    for (id, body) in [(stays, b"stays"), (ends, b"goes!")] {
+        let mut bytes = Vec::new();
+        frame::write(&mut bytes, SEND_MESSAGE, Flags::NONE, 9, body);
+        harness.engine.received(harness.now, id, &mut bytes);
+    }
+    harness.engine.receive_ended(harness.now, ends);
+    harness.to_logic.clear();
+    harness.settle();
+    let place = |of: &dyn Fn(&Event) -> bool| harness.to_logic.iter().position(of);
+    let complete = place(&|event| matches!(event, Event::SessionsComplete(_))).expect("listed");
+    let sent = place(&|event| matches!(event, Event::Frame(_))).expect("one was sent");
+    assert!(sent > complete, "a frame before the list's end");
+    let frames = harness.to_logic.iter().filter_map(|event| match event {
+        Event::Frame(frame) => Some(frame.session_id),
+        _ => None,
+    });
+    assert_eq!(frames.collect::<Vec<_>>(), [stays.raw()], "of the one that logic knows");
+    harness.finish();
+}
+
+#[test]
 fn a_pending_login_fails_with_the_link_and_may_be_tried_again() {
     let mut harness = Harness::linked(Settings::default());
     let socket = harness.tcp();
@@ -203,26 +245,5 @@ fn an_idle_link_is_kept_alive_by_empty_batches() {
         }
     }
     assert_eq!(heartbeats, 2, "a third of the lease of ten seconds");
-    harness.finish();
-}
-
-#[test]
-fn another_link_stands_by_unsaid_and_takes_over() {
-    let mut harness = Harness::linked(Settings::default());
-    let socket = harness.tcp();
-    let session_id = harness.login(socket, "alice");
-    let other = LinkId(2);
-    harness.engine.link_up(harness.now, other);
-    assert!(harness.engine.take_link_batch(other).is_none());
-    harness.link_down();
-    let batch = harness.engine.take_link_batch(other).expect("Hello on the other link");
-    assert_eq!(batch.sequence, 1);
-    let kinds: Vec<Event> = batch.events.into_iter().filter_map(|event| event.kind).collect();
-    assert!(matches!(
-        &kinds[..],
-        [Event::Hello(_), Event::Session(session), Event::SessionsComplete(_)]
-            if session.session_id == session_id
-    ));
-    harness.engine.link_down(harness.now, other);
     harness.finish();
 }

@@ -21,6 +21,9 @@ fn after_storms() {
                 stall: 10,
                 garbage: 10,
                 window_frames: 5,
+                logics: 1 + index % 3,
+                logic_stall: 2,
+                logic_leaves: 2,
                 logic_restarts: index % 2 == 0,
             },
         );

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PLACE = ROOT / "target" / "planted-faults"
 COPY = PLACE / "source"
 ENGINE = "gateway/engine/src"
-TESTS = ["frames_keep_their_order", "requests_are_answered_once", "sessions_end_once", "nothing_is_left_behind"]
+TESTS = ["frames_keep_their_order", "requests_are_answered_once", "sessions_end_once", "nothing_is_left_behind", "homes_change"]
 SECONDS_MAX = 300
 
 # name: file, what stands there, what stands there instead
@@ -69,13 +69,18 @@ FAULTS = {
     ),
     "the end of a session is not told": (
         "engine/to_logic.rs",
-        "            self.send_to_logic(Outgoing::Event(Kind::SessionEnded(ended)));",
-        "            if code % 7 != 0 {\n                self.send_to_logic(Outgoing::Event(Kind::SessionEnded(ended)));\n            }",
+        "        self.send_to_logic(home, Outgoing::Event(Kind::SessionEnded(ended)));",
+        "        if code % 7 != 0 {\n            self.send_to_logic(home, Outgoing::Event(Kind::SessionEnded(ended)));\n        }",
     ),
-    "the end of a session is told though logic never heard of it": (
-        "link.rs",
-        "Opening::Sessions { slot, .. } => session_slot < slot,",
-        "Opening::Sessions { .. } => true,",
+    "a lost link keeps its sessions": (
+        "engine/to_logic.rs",
+        "                    connection.home = Home::NONE;\n                    self.counters.sessions_homeless += 1;\n",
+        "",
+    ),
+    "a lost link takes the others' sessions with it": (
+        "engine/to_logic.rs",
+        "            if connection.home == home {\n",
+        "            if connection.home == home || id.slot() % 8 == 3 {\n",
     ),
     "a login that was given up leaves a session of nobody": (
         "engine/login.rs",
@@ -83,9 +88,9 @@ FAULTS = {
         "            if result.code != Code::Ok.number() {\n",
     ),
     "a session is missing in the list": (
-        "engine/to_logic.rs",
-        "            kinds.extend(session.map(Kind::Session));",
-        "            if slot % 8 != 5 {\n                kinds.extend(session.map(Kind::Session));\n            }",
+        "engine/homes.rs",
+        "            kinds.push(Kind::Session(session));",
+        "            if slot % 8 != 5 {\n                kinds.push(Kind::Session(session));\n            }",
     ),
     "a member is missing in the list of rooms": (
         "engine/to_logic.rs",
@@ -129,14 +134,14 @@ FAULTS = {
     ),
     "a frame that waited for credit is lost": (
         "engine/forward.rs",
-        "            self.counters.backlog_frames -= 1;\n            self.send_to_logic(Outgoing::Frame(waiting));",
-        "            self.counters.backlog_frames -= 1;\n            if self.waiting.len() != 3 {\n"
-        "                self.send_to_logic(Outgoing::Frame(waiting));\n            }",
+        "            self.counters.backlog_frames -= 1;\n            self.send_to_logic(home, Outgoing::Frame(waiting));",
+        "            self.counters.backlog_frames -= 1;\n            if id.slot() % 8 != 3 {\n"
+        "                self.send_to_logic(home, Outgoing::Frame(waiting));\n            }",
     ),
     "frames that waited for credit go out of turn": (
         "engine/forward.rs",
-        "        if backlog_frames == 0 && self.spend_credit(frame.body.len()) {",
-        "        if self.spend_credit(frame.body.len()) {",
+        "        if backlog_frames == 0 && self.spend_credit(home, frame.body.len()) {",
+        "        if self.spend_credit(home, frame.body.len()) {",
     ),
     "what waits for credit too long is kept": (
         "engine/deadlines.rs",
@@ -215,6 +220,51 @@ FAULTS = {
         "engine/fan_out.rs",
         "        self.fan_outs.deferred.push_back(id);",
         "        if id.slot() % 8 != 3 {\n            self.fan_outs.deferred.push_back(id);\n        }",
+    ),
+    "a session moves with a request in flight": (
+        "engine/homes.rs",
+        "                    && connection.requests(&self.works) == 0\n",
+        "",
+    ),
+    "a move is told as an end": (
+        "engine/homes.rs",
+        "                    code: 0,\n                    moved: true,\n",
+        "                    code: 0,\n                    moved: id.slot() % 8 != 3,\n",
+    ),
+    "the old home is not told of a move": (
+        "engine/homes.rs",
+        "                kinds.push(Kind::SessionEnded(SessionEnded {",
+        "                let mut nowhere = Vec::new();\n                nowhere.push(Kind::SessionEnded(SessionEnded {",
+    ),
+    "the new home is not told of a move": (
+        "engine/homes.rs",
+        "        self.send_to_logic(to, Outgoing::Event(Kind::Session(session)));",
+        "        if id.slot() % 8 != 3 {\n            self.send_to_logic(to, Outgoing::Event(Kind::Session(session)));\n        }",
+    ),
+    "the rooms of a session that moves do not follow it": (
+        "engine/homes.rs",
+        "        for members in self.room_members(rooms) {",
+        "        for members in self.room_members(rooms).into_iter().skip(1) {",
+    ),
+    "the rooms of a session that is taken in are forgotten": (
+        "engine/homes.rs",
+        "        kinds.extend(self.room_members(rooms));",
+        "        kinds.extend(self.room_members(rooms).into_iter().skip(1));",
+    ),
+    "another logic than the home says who is in a room": (
+        "engine/from_logic.rs",
+        "        if connection.home != home {\n            return self.counters.drop_one(Dropped::NotHome);\n        }\n",
+        "        let _ = (connection.home, home);\n",
+    ),
+    "a login goes to a logic that leaves": (
+        "engine/homes.rs",
+        "        let stays = links.filter(|link| link.leaving.is_none());",
+        "        let stays = links;",
+    ),
+    "a logic that leaves is let go too early": (
+        "engine/homes.rs",
+        "        let is_empty = link.sessions == 0 &&",
+        "        let is_empty = link.sessions <= 2 &&",
     ),
 }
 

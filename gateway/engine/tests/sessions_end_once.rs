@@ -3,19 +3,23 @@
 
 mod simulator;
 
-use simulator::{Weather, run, seeds};
+use simulator::{Post, Weather, run, seeds};
 
 fn check(weather: Weather) {
     // Counted over all seeds: what the fixed ones see is enough, whatever the new one brings.
     let mut sessions = 0;
     for seed in seeds() {
         let world = run(seed, weather);
-        let logic = &world.logic;
-        sessions += logic.accepted.len();
-        for session_id in &logic.accepted {
+        sessions += world.truth.accepted.len();
+        let is_over = |id: &u64| {
+            let heard =
+                |post: &Post| post.logic.ended.contains_key(id) || post.logic.lost.contains(id);
+            world.truth.ended.contains(id) || world.posts.iter().any(heard)
+        };
+        for session_id in &world.truth.accepted {
             // A logic that restarted has forgotten whom it accepted: then nobody can tell it.
             assert!(
-                weather.logic_restarts || logic.ended.contains_key(session_id),
+                weather.logic_restarts || is_over(session_id),
                 "session {session_id} never ended"
             );
         }

@@ -2,11 +2,16 @@
 //! connection or an address.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use millrace_engine::{ConnectionInfo, Dropped, Durations, Memory, Traffic, TransportKind};
+use millrace_engine::{
+    ConnectionInfo, Dropped, Durations, LinkInfo, LinkPhase, Memory, Traffic, TransportKind,
+};
 use millrace_protocol::Code;
 use millrace_service::cpu_time;
 use serde_json::{Value, json};
@@ -19,6 +24,7 @@ use super::{
     process::ProcessFigures,
 };
 use crate::{
+    link::{LinkStatus, NamesStatus},
     shard::ShardSnapshot,
     status::{Phase, Status},
 };
@@ -257,7 +263,9 @@ fn memory(page: &mut Page, shards: &[ShardSnapshot]) {
 }
 
 fn links(page: &mut Page, status: &Status, shards: &[ShardSnapshot]) {
-    let links: Vec<_> = status.links().iter().map(|link| link.snapshot()).collect();
+    let links = status.links().iter().map(|link| link.snapshot());
+    // A place that leads nowhere is nobody's link.
+    let links: Vec<_> = links.filter(|link| !link.endpoint.is_empty()).collect();
     let mut per_link = |name, kind, help: &str, value: fn(&crate::LinkStatusSnapshot) -> u64| {
         let mut metric = page.metric(name, kind, help);
         for link in &links {
@@ -282,7 +290,42 @@ fn links(page: &mut Page, status: &Status, shards: &[ShardSnapshot]) {
     per_link("millrace_link_received_events_total", Counter, "Events from logic.", |l| {
         l.events_received
     });
+    endpoints(page, &status.names);
+    let mut per_home = |name, help: &str, value: fn(&LinkInfo) -> u64| {
+        let mut metric = page.metric(name, Gauge, help);
+        for link in &links {
+            let shard = link.shard.to_string();
+            let endpoint = super::redact(&link.endpoint);
+            let of_shard = shards.get(usize::from(link.shard)).map_or(&[][..], |s| &s.links);
+            let info = of_shard.iter().find(|info| info.id.0 == link.place);
+            metric.sample(&[("shard", &shard), ("endpoint", &endpoint)], info.map_or(0, value));
+        }
+    };
+    per_home("millrace_link_sessions", "Sessions at home on this link, logins included.", |l| {
+        u64::from(l.sessions)
+    });
+    per_home("millrace_link_leaving", "1 while its logic leaves and its sessions move.", |l| {
+        u64::from(l.phase == LinkPhase::Leaving)
+    });
     let sum = |value: fn(&ShardSnapshot) -> u64| shards.iter().map(value).sum::<u64>();
+    page.single(
+        "millrace_sessions_moved_total",
+        Counter,
+        "Sessions moved from one logic to another while both were there.",
+        sum(|shard| shard.counters.sessions_moved),
+    );
+    page.single(
+        "millrace_sessions_taken_in_total",
+        Counter,
+        "Sessions without a home, as after a lost link, that a logic has taken in.",
+        sum(|shard| shard.counters.sessions_taken_in),
+    );
+    page.single(
+        "millrace_sessions_homeless",
+        Gauge,
+        "Sessions that no logic has. More than 0 for long: no logic answers.",
+        sum(|shard| shard.counters.sessions_homeless),
+    );
     page.single(
         "millrace_link_outbox_events",
         Gauge,
@@ -307,6 +350,46 @@ fn links(page: &mut Page, status: &Status, shards: &[ShardSnapshot]) {
         "Batches from logic with an unexpected number. Anything but 0 is a bug in logic.",
         sum(|shard| shard.counters.link_sequence_gaps),
     );
+}
+
+/// Which logic processes are known, and how well the names are that stand for some of them.
+fn endpoints(page: &mut Page, names: &NamesStatus) {
+    let read = |value: &AtomicUsize| value.load(Ordering::Relaxed);
+    page.metric(
+        "millrace_link_endpoints",
+        Gauge,
+        "Logic endpoints: configured or named by a name server now, and kept because their links live \
+         though they are named no more.",
+    )
+    .sample(&[("state", "named")], names.endpoints_fixed + read(&names.endpoints_named))
+    .sample(&[("state", "kept")], read(&names.endpoints_kept));
+    page.single(
+        "millrace_link_endpoints_without_place",
+        Gauge,
+        "Addresses of names that have no link. More than 0: raise logic.endpoints_max.",
+        read(&names.endpoints_without_place),
+    );
+    let mut lookups = page.metric(
+        "millrace_link_name_lookups_total",
+        Counter,
+        "Lookups of names of logic.endpoints. Failing: what a name had is kept; the log says why.",
+    );
+    for known in &names.names {
+        let name = known.name.to_string();
+        for (result, count) in [("addresses", &known.answered), ("failed", &known.failed)] {
+            let count = count.load(Ordering::Relaxed);
+            lookups.sample(&[("name", &name), ("result", result)], count);
+        }
+    }
+    let mut age = page.metric(
+        "millrace_link_name_age_seconds",
+        Gauge,
+        "How old the last answer with addresses is. Far above logic.resolve_interval: the name server \
+         does not answer.",
+    );
+    for known in &names.names {
+        age.sample(&[("name", &known.name.to_string())], known.age().as_secs_f64());
+    }
 }
 
 fn carrier(page: &mut Page, status: &Status) {
@@ -421,7 +504,10 @@ fn process(page: &mut Page, status: &Status) {
 }
 
 /// One row of `/connections`.
-pub(super) fn connection(info: &ConnectionInfo) -> Value {
+pub(super) fn connection(info: &ConnectionInfo, links: &[Arc<LinkStatus>]) -> Value {
+    let home = info.link.and_then(|at| {
+        links.iter().find(|link| link.shard == info.id.shard() && link.place == at.0)
+    });
     let transport = match info.transport {
         TransportKind::Tcp => "tcp",
         TransportKind::WebSocket => "websocket",
@@ -439,5 +525,6 @@ pub(super) fn connection(info: &ConnectionInfo) -> Value {
         "silence_ms": info.silence_ms,
         "send_queue_bytes": info.send_queue_bytes,
         "is_closing": info.is_closing,
+        "logic": home.map(|link| super::redact(&link.endpoint())),
     })
 }

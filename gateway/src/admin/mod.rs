@@ -31,7 +31,9 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
 
-use self::{metrics::Workers, process::redact};
+pub(crate) use self::process::redact;
+
+use self::metrics::Workers;
 use crate::{
     shard::{Command, NotSent},
     status::{Phase, Status},
@@ -207,6 +209,7 @@ async fn connections(
         .iter()
         .map(|shard| shard.counters.tcp.connections + shard.counters.websocket.connections)
         .sum();
-    let listed: Vec<_> = listed.iter().map(metrics::connection).collect();
+    let links = admin.status.links();
+    let listed: Vec<_> = listed.iter().map(|info| metrics::connection(info, links)).collect();
     Json(json!({ "total": total, "limit": limit, "connections": listed })).into_response()
 }

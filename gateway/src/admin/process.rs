@@ -37,7 +37,7 @@ fn field(status: &str, name: &str) -> Option<u64> {
 }
 
 /// A URI without the credentials that may stand before its host.
-pub(super) fn redact(uri: &str) -> String {
+pub(crate) fn redact(uri: &str) -> String {
     match uri.split_once("://") {
         Some((scheme, rest)) => {
             let authority_end = rest.find('/').unwrap_or(rest.len());

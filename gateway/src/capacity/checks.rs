@@ -56,7 +56,8 @@ impl fmt::Display for Check {
 pub(super) fn of(config: &Config, capacity: &Capacity, machine: &Machine) -> Vec<Check> {
     let shards = capacity.shards as u64;
     let rings = shards * u64::from(capacity.rings_per_shard);
-    let links = shards * config.logic.endpoints.len() as u64;
+    let endpoints = config.logic_endpoints().unwrap_or_default();
+    let links = shards * endpoints.places(config.logic.endpoints_max) as u64;
     let backlog = u64::from(config.listen.backlog_max);
     let memlock = shards * memlock_bytes_per_shard(config, capacity.rings_per_shard);
     let mut checks = Vec::new();

@@ -18,21 +18,18 @@ use millrace_protocol::link::{
     ConnectRequest, ConnectResponse, GatewayState, link_service_client::LinkServiceClient,
     logic_event,
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
 use tonic::transport::{Channel, Endpoint};
 
 use super::{
     FromLink,
     outbound::OutboundStream,
     port::{LinkPort, ShardGone},
+    target::Target,
 };
-
-/// HTTP/2 window of the stream and of its connection. 64 KiB, the protocol's default, costs half
-/// of the throughput; credits bound what is under way, not this.
-const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-
-/// HTTP/2 frames of a busy link; measured a quarter faster than the default of 16 KiB.
-const HTTP2_FRAME_BYTES_MAX: u32 = 1024 * 1024;
 
 /// How long a task whose shard has left waits for logic to end the stream as well.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -55,38 +52,20 @@ pub(crate) struct LinkSettings {
     pub message_bytes_max: usize,
 }
 
-/// The tonic endpoint for a URI, tuned as measured.
-///
-/// # Errors
-/// A sentence, when the URI cannot be used.
-pub(crate) fn endpoint(uri: &str, settings: &LinkSettings) -> Result<Endpoint, String> {
-    let endpoint = Endpoint::from_shared(uri.to_owned())
-        .map_err(|_| format!("{uri:?} is not a URI such as \"http://127.0.0.1:9700\""))?;
-    match endpoint.uri().scheme_str() {
-        Some("http") if endpoint.uri().host().is_some_and(|host| !host.is_empty()) => {}
-        _ => return Err(format!("{uri:?} must begin with http:// and name a host")),
-    }
-    let ping = (settings.lease / 3).max(Duration::from_secs(1));
-    Ok(endpoint
-        .connect_timeout(settings.connect_timeout)
-        .tcp_nodelay(true)
-        .http2_adaptive_window(false)
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
-        .max_frame_size(HTTP2_FRAME_BYTES_MAX)
-        .http2_keep_alive_interval(ping)
-        .keep_alive_timeout(ping)
-        .keep_alive_while_idle(true))
-}
-
 /// What the administrative side knows of one link. Written by its task, read by anyone.
 #[derive(Debug)]
 pub(crate) struct LinkStatus {
     /// The shard's number.
     pub shard: u8,
-    /// The endpoint as configured.
-    pub endpoint: String,
+    /// The link's place in its shard, which is the engine's id of it.
+    pub place: u8,
+    /// The endpoint, as configured or as an address of a name; empty while the place leads nowhere.
+    endpoint: Mutex<Arc<str>>,
+    /// The link is at its endpoint, or may be: nobody else gets its place.
+    holds_place: AtomicBool,
     up: AtomicBool,
+    /// The logic that answered last, in its present life.
+    logic: Mutex<Option<Life>>,
     streams: AtomicU64,
     failures: AtomicU64,
     batches_sent: AtomicU64,
@@ -99,12 +78,21 @@ pub(crate) struct LinkStatus {
     draining: AtomicBool,
 }
 
+/// One life of a logic process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Life {
+    logic_id: String,
+    epoch: u64,
+}
+
 /// What is known of one link at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct LinkStatusSnapshot {
     /// The shard's number.
     pub shard: u8,
-    /// The endpoint as configured.
+    /// The link's place in its shard.
+    pub place: u8,
+    /// The endpoint, as configured or as an address of a name; empty while the place leads nowhere.
     pub endpoint: String,
     /// Whether logic has answered Hello on a stream that is still open.
     pub up: bool,
@@ -125,11 +113,14 @@ pub struct LinkStatusSnapshot {
 }
 
 impl LinkStatus {
-    pub(crate) fn new(shard: u8, endpoint: String) -> Self {
+    pub(crate) fn new(shard: u8, place: u8) -> Self {
         Self {
             shard,
-            endpoint,
+            place,
+            endpoint: Mutex::new("".into()),
+            holds_place: AtomicBool::new(false),
             up: AtomicBool::new(false),
+            logic: Mutex::new(None),
             streams: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             batches_sent: AtomicU64::new(0),
@@ -140,6 +131,69 @@ impl LinkStatus {
             announced: OnceLock::new(),
             draining: AtomicBool::new(false),
         }
+    }
+
+    /// The endpoint; empty while the place leads nowhere.
+    pub fn endpoint(&self) -> Arc<str> {
+        self.endpoint.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The place leads there from now on. Figures are an endpoint's, so they begin anew with another.
+    pub(crate) fn leads_to(&self, uri: &Arc<str>) {
+        let mut endpoint = self.endpoint.lock().unwrap_or_else(PoisonError::into_inner);
+        if *endpoint == *uri {
+            return;
+        }
+        *endpoint = uri.clone();
+        for figure in [
+            &self.streams,
+            &self.failures,
+            &self.batches_sent,
+            &self.events_sent,
+            &self.batches_received,
+            &self.events_received,
+        ] {
+            figure.store(0, Ordering::Relaxed);
+        }
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.logic.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The logic that answered last.
+    fn logic(&self) -> Option<Life> {
+        self.logic.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Another link of this shard that is up with the logic that this one was up with. It takes one
+    /// stream from each shard, so each of the two would end the other's again and again.
+    fn twin(&self, links: &[Arc<Self>]) -> Option<Arc<str>> {
+        let logic = self.logic()?;
+        let is_twin = |other: &&Arc<Self>| {
+            other.shard == self.shard
+                && other.place != self.place
+                && other.is_up()
+                && other.logic().as_ref() == Some(&logic)
+        };
+        links.iter().find(is_twin).map(|other| other.endpoint())
+    }
+
+    /// Said before the link looks where its place leads to.
+    pub(super) fn hold_place(&self) {
+        self.holds_place.store(true, Ordering::SeqCst);
+    }
+
+    /// The place leads nowhere, and the link has ended. Returns the endpoint that it had.
+    pub(super) fn let_go_of_place(&self) -> Arc<str> {
+        let mut endpoint = self.endpoint.lock().unwrap_or_else(PoisonError::into_inner);
+        let had = std::mem::replace(&mut *endpoint, "".into());
+        drop(endpoint);
+        self.holds_place.store(false, Ordering::SeqCst);
+        had
+    }
+
+    /// Whether the link is at its endpoint, or may be.
+    pub(super) fn holds_its_place(&self) -> bool {
+        self.holds_place.load(Ordering::SeqCst)
     }
 
     /// Says what logic shall be told of this gateway; the first word counts.
@@ -173,7 +227,8 @@ impl LinkStatus {
         let last_error = self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
         LinkStatusSnapshot {
             shard: self.shard,
-            endpoint: self.endpoint.clone(),
+            place: self.place,
+            endpoint: self.endpoint().to_string(),
             up: self.is_up(),
             streams: self.streams.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
@@ -195,7 +250,8 @@ impl LinkStatus {
         self.events_received.fetch_add(batch.events.len() as u64, Ordering::Relaxed);
     }
 
-    fn came_up(&self) {
+    fn came_up(&self, logic: Life) {
+        *self.logic.lock().unwrap_or_else(PoisonError::into_inner) = Some(logic);
         self.up.store(true, Ordering::Relaxed);
         self.streams.fetch_add(1, Ordering::Relaxed);
     }
@@ -232,15 +288,58 @@ impl From<ShardGone> for Ended {
     }
 }
 
-/// Serves one link until its shard leaves.
+/// Serves one link until its shard leaves. Where it leads to may change, and is looked at between two
+/// streams: one that works is never ended for it.
 pub(super) async fn run(
     mut port: LinkPort,
-    endpoint: Endpoint,
+    mut targets: watch::Receiver<Option<Target>>,
     settings: LinkSettings,
     status: Arc<LinkStatus>,
+    links: Arc<[Arc<LinkStatus>]>,
 ) {
     let mut attempt = 0;
+    let mut has_twin = false;
     loop {
+        status.hold_place();
+        let target = targets.borrow_and_update().clone();
+        let Some(Target { uri, endpoint }) = target else {
+            let had = status.let_go_of_place();
+            if !had.is_empty() {
+                tracing::info!(
+                    shard = status.shard,
+                    endpoint = %had,
+                    "given up: the link has ended, and its name has this address no more"
+                );
+            }
+            attempt = 0;
+            tokio::select! {
+                changed = targets.changed() => if changed.is_err() {
+                    // Whoever could name another is gone.
+                    return port.abandoned().await;
+                },
+                () = port.abandoned() => return,
+            }
+            continue;
+        };
+        status.leads_to(&uri);
+        if let Some(twin) = status.twin(&links) {
+            if !std::mem::replace(&mut has_twin, true) {
+                tracing::warn!(
+                    shard = status.shard,
+                    endpoint = %uri,
+                    %twin,
+                    "both endpoints are one logic process, which takes one stream from each shard: this \
+                     link waits while the other is up; take one of them out of logic.endpoints"
+                );
+            }
+            tokio::select! {
+                () = sleep(settings.reconnect_max) => {}
+                Ok(()) = targets.changed() => {}
+                () = port.abandoned() => return,
+            }
+            continue;
+        }
+        has_twin = false;
         let opened_before = status.streams.load(Ordering::Relaxed);
         let ended = one_stream(&mut port, &endpoint, &settings, &status).await;
         let was_up = status.streams.load(Ordering::Relaxed) != opened_before;
@@ -253,14 +352,14 @@ pub(super) async fn run(
             attempt = 0;
             tracing::warn!(
                 shard = status.shard,
-                endpoint = %status.endpoint,
+                endpoint = %uri,
                 reason = %ended,
                 "link lost"
             );
         } else if attempt == 0 {
             tracing::warn!(
                 shard = status.shard,
-                endpoint = %status.endpoint,
+                endpoint = %uri,
                 reason = %ended,
                 "no link yet"
             );
@@ -269,6 +368,8 @@ pub(super) async fn run(
         attempt = attempt.saturating_add(1);
         tokio::select! {
             () = sleep(wait) => {}
+            // Of a place that leads where it always led nobody can say more.
+            Ok(()) = targets.changed() => attempt = 0,
             () = port.abandoned() => return,
         }
     }
@@ -295,8 +396,7 @@ async fn one_stream(
     if let Err(gone) = port.deliver(FromLink::Up(outbound)).await {
         return gone.into();
     }
-    // The engine uses one link at a time. On the others it says no Hello, and as long as it does
-    // not, the connection stands by without a stream.
+    // The shard's Hello opens the stream: a server may well wait for it before it answers.
     let is_wanted = tokio::select! {
         is_wanted = batches.wait() => is_wanted,
         () = port.abandoned() => false,
@@ -375,10 +475,11 @@ async fn carry(
                 lease = lease.min(Duration::from_millis(reply.lease_ms.into()));
                 silence.as_mut().reset(Instant::now() + lease);
             }
-            status.came_up();
+            let logic_id = reply.logic_id.clone();
+            status.came_up(Life { logic_id, epoch: reply.logic_epoch });
             tracing::info!(
                 shard = status.shard,
-                endpoint = %status.endpoint,
+                endpoint = %status.endpoint(),
                 logic_id = %reply.logic_id,
                 logic_epoch = reply.logic_epoch,
                 "link up"
@@ -427,18 +528,7 @@ fn causes(error: &dyn std::error::Error) -> String {
 mod tests {
     use std::time::Duration;
 
-    use super::{LinkSettings, backoff, endpoint};
-
-    fn settings() -> LinkSettings {
-        LinkSettings {
-            lease: Duration::from_secs(10),
-            connect_timeout: Duration::from_secs(5),
-            reconnect_min: Duration::from_millis(100),
-            reconnect_max: Duration::from_secs(5),
-            batches_max: 8,
-            message_bytes_max: 1 << 20,
-        }
-    }
+    use super::backoff;
 
     #[test]
     fn waits_are_spread_over_everything_below_a_growing_bound() {
@@ -454,14 +544,6 @@ mod tests {
             assert!(waits.iter().all(|wait| *wait <= bound));
             assert!(waits.iter().any(|wait| *wait < bound / 4), "attempt {attempt}");
             assert!(waits.iter().any(|wait| *wait > bound / 4 * 3), "attempt {attempt}");
-        }
-    }
-
-    #[test]
-    fn an_endpoint_is_a_plain_http_uri_with_a_host() {
-        assert!(endpoint("http://127.0.0.1:9700", &settings()).is_ok());
-        for refused in ["127.0.0.1:9700", "https://logic:9700", "", "http://"] {
-            assert!(endpoint(refused, &settings()).is_err(), "{refused}");
         }
     }
 }

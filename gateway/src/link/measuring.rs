@@ -11,7 +11,7 @@ use std::{
 use millrace_protocol::link::{ConnectRequest, ConnectResponse};
 
 use super::{
-    FromLink, LinkSettings, LinkStatus, LinkThreads, LinkWork, Outbound, ShardPort, endpoint, pair,
+    FromLink, LinkSettings, LinkStatus, LinkThreads, LinkWork, Outbound, ShardPort, Target, pair,
 };
 
 /// Where a shard would be. To be used by one thread.
@@ -42,18 +42,19 @@ pub fn start(
         batches_max,
         message_bytes_max: 36 << 20,
     };
-    let endpoint = endpoint(uri, &settings).map_err(io::Error::other)?;
+    let target = Target::of_uri(uri, &settings).map_err(io::Error::other)?;
     let (mut ends, mut work) = (Vec::new(), Vec::new());
     for link in 0..links {
         let waiter = Arc::new(OnceLock::<Thread>::new());
         let waiting = waiter.clone();
         let ring = Arc::new(move || waiting.get().into_iter().for_each(Thread::unpark));
         let (port, theirs) = pair(batches_max, ring);
-        let status = Arc::new(LinkStatus::new(link as u8, uri.to_owned()));
-        work.push(LinkWork { port, endpoint: endpoint.clone(), status });
+        let status = Arc::new(LinkStatus::new(link as u8, 0));
+        let (_, targets) = tokio::sync::watch::channel(Some(target.clone()));
+        work.push(LinkWork { port, targets, status });
         ends.push(LinkEnd { port: theirs, outbound: None, waiter });
     }
-    LinkThreads::start(work, threads_max, &settings)?;
+    LinkThreads::start(work, None, threads_max, &settings)?;
     Ok(ends)
 }
 

@@ -290,6 +290,16 @@ impl<D: Driver> Shard<D> {
     /// Moves batches from the engine to the streams, as far as they have room. Returns whether
     /// nothing was left behind.
     fn give_to_links(&mut self) -> bool {
+        let moved = self.engine.counters().sessions_moved;
+        let all_taken = self.give_to_each_link();
+        if self.engine.counters().sessions_moved == moved {
+            return all_taken;
+        }
+        // A session's old home has been told, and its new one may have had its turn before.
+        self.give_to_each_link()
+    }
+
+    fn give_to_each_link(&mut self) -> bool {
         let mut all_taken = true;
         for link in &mut self.links {
             let Some(outbound) = &mut link.outbound else { continue };

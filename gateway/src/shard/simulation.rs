@@ -104,6 +104,7 @@ impl Logic {
                 logic_epoch: 1,
                 lease_ms: 10_000,
                 window: Some(Credit { frames: 50, bytes: 64 * 1024 }),
+                takes_moves: true,
             })),
             Kind::Login(login) => {
                 assert!(self.started.insert(login.session_id), "a session starts once");

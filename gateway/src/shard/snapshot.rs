@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use millrace_engine::{Counters, Engine, Memory};
+use millrace_engine::{Counters, Engine, LinkInfo, Memory};
 
 use crate::driver::{Driver, Statistics};
 
@@ -19,6 +19,8 @@ pub struct ShardSnapshot {
     pub counters: Counters,
     /// What the engine holds.
     pub memory: Memory,
+    /// The links that are up.
+    pub links: Vec<LinkInfo>,
     /// What the driver counted.
     pub driver: Statistics,
     /// Sockets of the driver.
@@ -75,6 +77,8 @@ impl Publisher {
         };
         snapshot.counters.clone_from(engine.counters());
         snapshot.memory = engine.memory();
+        snapshot.links.clear();
+        snapshot.links.extend(engine.links());
         snapshot.driver = driver.statistics();
         snapshot.sockets = driver.sockets();
         snapshot.loops = self.loops;

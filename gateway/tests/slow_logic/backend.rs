@@ -11,10 +11,10 @@ use std::{
 
 use bytes::Bytes;
 use millrace_logic_sdk::{
-    Accepted, Backend, Gateways, Inbound, Login, Refused, Server, ServerSettings, Session,
+    Accepted, Backend, Ended, Gateways, Inbound, Login, Refused, Server, ServerSettings, Session,
     SessionAddress,
 };
-use millrace_protocol::{Code, frame::Flags};
+use millrace_protocol::frame::Flags;
 use tokio::sync::watch;
 
 /// Small, so that a test can fill it.
@@ -170,7 +170,7 @@ impl Backend for Recorder {
         }
     }
 
-    fn session_ended(&self, session: Arc<Session>, _: Code) {
+    fn session_ended(&self, session: Arc<Session>, _: Ended) {
         self.ledger.sessions.lock().expect("lock").remove(&session.address);
     }
 

@@ -1,4 +1,5 @@
 //! The real gateway as a process of its own.
+#![allow(dead_code, reason = "each test that has this file uses a part of it")]
 
 use std::{
     io::{Read, Write},
@@ -24,17 +25,31 @@ impl GatewayProcess {
     /// Starts it with its defaults, but for the rate at which one client may send, and for how
     /// long a frame waits for credit.
     pub fn start(logic: SocketAddr, credit_wait_max: &str) -> Self {
+        let endpoint = format!("http://{logic}");
+        Self::start_with(&[endpoint], &format!("credit_wait_max = \"{credit_wait_max}\""))
+    }
+
+    /// With these endpoints and further lines of `[logic]`.
+    pub fn start_with(endpoints: &[String], logic: &str) -> Self {
+        Self::start_through(&[], endpoints, logic)
+    }
+
+    /// The same, with something before its command line that becomes the gateway in the end.
+    pub fn start_through(wrapper: &[String], endpoints: &[String], logic: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let (tcp, admin) = (free_address(), free_address());
         let config = format!(
-            "[gateway]\nid = \"slow-logic\"\nshards = {SHARDS}\npin_shards = false\n\
+            "[gateway]\nid = \"tested\"\nshards = {SHARDS}\npin_shards = false\n\
              [listen]\nwebsocket = \"\"\ntcp = \"{tcp}\"\n[admin]\nlisten = \"{admin}\"\n\
              [connections]\nframes_per_second_max = 1000000\nframes_burst_max = 1000000\n\
-             [logic]\nendpoints = [\"http://{logic}\"]\ncredit_wait_max = \"{credit_wait_max}\"\n"
+             [logic]\nendpoints = {endpoints:?}\n{logic}\n"
         );
         let file = folder.path().join("gateway.toml");
         std::fs::write(&file, config).expect("written");
-        let process = Command::new(env!("CARGO_BIN_EXE_millrace-gateway"))
+        let program = [env!("CARGO_BIN_EXE_millrace-gateway").to_owned()];
+        let mut command = wrapper.iter().chain(&program);
+        let process = Command::new(command.next().expect("the program at least"))
+            .args(command)
             .args(["run", "--config"])
             .arg(&file)
             .stderr(Stdio::from(
@@ -62,13 +77,30 @@ impl GatewayProcess {
     /// The sum of a metric over its labels.
     #[track_caller]
     pub fn metric(&self, name: &str) -> u64 {
+        self.metric_of(name, "")
+    }
+
+    /// The sum of a metric over its labels, of the samples whose line has this text.
+    #[track_caller]
+    pub fn metric_of(&self, name: &str, text: &str) -> u64 {
+        self.values(name, text).iter().sum()
+    }
+
+    /// How many samples a metric has whose line has this text.
+    #[track_caller]
+    pub fn samples_of(&self, name: &str, text: &str) -> usize {
+        self.values(name, text).len()
+    }
+
+    #[track_caller]
+    fn values(&self, name: &str, text: &str) -> Vec<u64> {
         let page = self.get("/metrics").expect("metrics");
-        let values = page.lines().filter_map(|line| {
+        let values = page.lines().filter(|line| line.contains(text)).filter_map(|line| {
             let rest = line.strip_prefix(name)?;
             let is_sample = rest.starts_with(' ') || rest.starts_with('{');
             is_sample.then(|| rest.rsplit(' ').next()?.parse::<u64>().ok())?
         });
-        values.sum()
+        values.collect()
     }
 
     #[track_caller]

@@ -243,6 +243,7 @@ impl Talk {
                 logic_epoch: 1,
                 lease_ms: self.lease_ms,
                 window: Some(Credit { frames: 1_000, bytes: 1 << 20 }),
+                takes_moves: true,
             })),
             Kind::Login(login) => {
                 let good = login.token == "good";
@@ -277,7 +278,8 @@ impl Talk {
             Kind::Session(_)
             | Kind::RoomMembers(_)
             | Kind::SessionsComplete(_)
-            | Kind::SessionEnded(_) => None,
+            | Kind::SessionEnded(_)
+            | Kind::Drained(_) => None,
         }
     }
 }

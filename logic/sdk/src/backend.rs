@@ -108,6 +108,30 @@ impl From<Code> for Refused {
     }
 }
 
+/// Why a session is not here any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Its connection ended, for this reason.
+    Over(Code),
+    /// Another logic process has it from now on. Nobody goes offline by this.
+    Moved,
+    /// Its gateway does not list it any more, or was not heard of for the lease: it has ended, or
+    /// another logic process has taken it in since. A registry shared with others takes an entry out
+    /// only if it still names this process.
+    Lost,
+}
+
+impl Ended {
+    /// The code it ended with, as far as that is known: `peer_gone` if it was lost, `ok` if it moved.
+    pub const fn code(self) -> Code {
+        match self {
+            Self::Over(code) => code,
+            Self::Moved => Code::Ok,
+            Self::Lost => Code::PeerGone,
+        }
+    }
+}
+
 /// A logic tier. The calls about one gateway shard come one after another; those of different
 /// shards come at the same time.
 pub trait Backend: Send + Sync + 'static {
@@ -134,9 +158,17 @@ pub trait Backend: Send + Sync + 'static {
     /// future is always run to its end.
     fn frames(&self, frames: Vec<Inbound>) -> impl Future<Output = ()> + Send;
 
-    /// The session is over. Exactly once for each that started, after its last frame, and never
-    /// about a newer session at the same address.
-    fn session_ended(&self, session: Arc<Session>, code: Code);
+    /// The session is not here any more. Exactly once for each that started or moved here, after its
+    /// last frame here, and never about a newer session at the same address.
+    fn session_ended(&self, session: Arc<Session>, ended: Ended);
+
+    /// These sessions were at home with another logic process, and are here from now on: their clients
+    /// have noticed nothing and are online as before. The other process was told, or is gone. What it
+    /// sent and they have not acknowledged may be under way or lost; send it again, as for a session
+    /// that was listed. By itself it does what [`Backend::sessions_replayed`] does for those.
+    fn sessions_moved_here(&self, sessions: Vec<Arc<Session>>) {
+        self.sessions_replayed(sessions, Vec::new());
+    }
 
     /// These sessions were kept while their gateway's stream was away; what was sent to them
     /// meanwhile is lost. Nothing can be sent to them until this returns;

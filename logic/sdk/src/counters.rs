@@ -39,8 +39,12 @@ counters! {
     logins_accepted,
     /// Logins refused.
     logins_refused,
-    /// Sessions ended, whatever the way.
+    /// Sessions ended, whatever the way, those included that moved away.
     sessions_ended,
+    /// Sessions that came from another logic process.
+    sessions_moved_here,
+    /// Sessions that another logic process took over.
+    sessions_moved_away,
     /// Client frames received.
     frames_received,
     /// Client frames skipped because their session is unknown here.

@@ -16,8 +16,9 @@ use serde::Serialize;
 use crate::backend::{Inbound, Refused};
 use crate::counters::{CountersSnapshot, count};
 use crate::encode;
-use crate::hub::{Hub, lock};
+use crate::hub::{Hub, Shard, lock};
 use crate::outbox::{Entry, LinkStream};
+use crate::rooms::Receiver;
 use crate::session::{Encoding, GatewayKey, Session, SessionAddress};
 
 /// Sessions of one SendFrame; a longer list travels in several.
@@ -153,8 +154,10 @@ impl Gateways {
     }
 
     /// Sends a message to a room's members but one: it is published once to each gateway shard that
-    /// has members, and that shard fans it out. Returns how many members the room has. The message
-    /// must not encode to nothing, as one with no field set does in protobuf.
+    /// has members, and that shard fans it out. Where gateways are shared with other logic processes
+    /// ([`ServerSettings::shares_gateways`](crate::ServerSettings)), it goes to every shard that is
+    /// linked, which knows best whom it has. Returns how many members of the room have their home here.
+    /// The message must not encode to nothing, as one with no field set does in protobuf.
     ///
     /// Live only: members behind a broken link miss it, and one that reads too slowly meets its
     /// gateway's `slow_consumer` policy.
@@ -165,10 +168,16 @@ impl Gateways {
         message: &M,
         except: Option<SessionAddress>,
     ) -> u64 {
-        let (members, receivers) = {
+        let (members, mut receivers) = {
             let rooms = lock(&self.hub.rooms);
             (rooms.members(room_id), rooms.receivers(room_id))
         };
+        if self.hub.settings.shares_gateways {
+            let linked = self.hub.all_shards().into_iter().filter(|shard| shard.stream().is_some());
+            let everything =
+                |shard: Arc<Shard>| Receiver { gateway: shard.key, protobuf: true, json: true };
+            receivers = linked.map(everything).collect();
+        }
         let mut bodies = Bodies::new(self, command, message);
         for receiver in receivers {
             let mut body = |wanted: bool, encoding| {
@@ -195,8 +204,8 @@ impl Gateways {
     }
 
     /// Sends a message to everybody who is logged in: it is published once to each gateway shard,
-    /// which fans it out. Returns how many sessions those shards have. The message must not encode
-    /// to nothing, as one with no field set does in protobuf.
+    /// which fans it out. Returns how many sessions of those shards have their home here. The message
+    /// must not encode to nothing, as one with no field set does in protobuf.
     ///
     /// Live only, as [`Gateways::publish_room`]: shards whose stream is away are skipped.
     pub fn broadcast<M: Message + Serialize>(&self, command: u16, message: &M) -> u64 {
@@ -209,7 +218,8 @@ impl Gateways {
         let mut reached = 0;
         for shard in self.hub.all_shards() {
             let sessions = shard.sessions().len() as u64;
-            let Some(link) = shard.stream().filter(|_| sessions > 0) else { continue };
+            let has_some = sessions > 0 || self.hub.settings.shares_gateways;
+            let Some(link) = shard.stream().filter(|_| has_some) else { continue };
             let frame = BroadcastFrame {
                 command: u32::from(command),
                 flags: 0,
@@ -222,7 +232,23 @@ impl Gateways {
         reached
     }
 
-    /// How many members a live room has.
+    /// The rooms whose members have changed in number since the last call, with how many have their
+    /// home here now; nothing unless gateways are shared.
+    pub fn take_changed_rooms(&self) -> Vec<(Arc<str>, u64)> {
+        lock(&self.hub.rooms).take_changed()
+    }
+
+    /// Every live room with how many members have their home here.
+    pub fn rooms(&self) -> Vec<(Arc<str>, u64)> {
+        lock(&self.hub.rooms).all()
+    }
+
+    /// How many sessions have their home here.
+    pub fn sessions(&self) -> u64 {
+        self.hub.all_shards().iter().map(|shard| shard.sessions().len() as u64).sum()
+    }
+
+    /// How many members of a live room have their home here.
     pub fn room_members(&self, room_id: &str) -> u64 {
         lock(&self.hub.rooms).members(room_id)
     }
@@ -251,7 +277,7 @@ impl Gateways {
 
     /// Every gateway shard known, in no order.
     pub fn gateways(&self) -> Vec<GatewayStatus> {
-        let status = |shard: Arc<crate::hub::Shard>| {
+        let status = |shard: Arc<Shard>| {
             let stream = shard.stream();
             let (outbox_frames, outbox_bytes) = stream.as_ref().map_or((0, 0), |s| s.queued());
             let sessions = shard.sessions().len();
@@ -268,6 +294,22 @@ impl Gateways {
             }
         };
         self.hub.all_shards().into_iter().map(status).collect()
+    }
+
+    /// The epoch of the gateway whose shard has this key; `None` once the shard was given up.
+    pub fn epoch_of(&self, key: GatewayKey) -> Option<u64> {
+        self.hub.shard(key).map(|shard| shard.gateway_epoch)
+    }
+
+    /// The key of a life of a gateway shard; `None` if it is not known here.
+    pub fn key_of(&self, gateway_id: &str, gateway_epoch: u64, shard: u16) -> Option<GatewayKey> {
+        self.hub.key_of(gateway_id, gateway_epoch, shard)
+    }
+
+    /// The epoch of the newest life of a gateway that has connected here, and whether any of its
+    /// shards is still known: false after the leases of all of them have run out.
+    pub fn newest_life_of(&self, gateway_id: &str) -> Option<(u64, bool)> {
+        self.hub.newest_life_of(gateway_id)
     }
 
     /// What was counted since the start.

@@ -5,6 +5,7 @@
 //! the lease, or a newer epoch; that is what makes the end of a session happen exactly once.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use millrace_protocol::Code;
@@ -14,7 +15,7 @@ use millrace_protocol::link::{
 use rustc_hash::FxHashMap;
 use tonic::Status;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Ended};
 use crate::counters::{Counters, count};
 use crate::outbox::{Entry, LinkStream};
 use crate::rooms::Rooms;
@@ -114,6 +115,10 @@ pub(crate) struct Hub {
     directory: Mutex<Directory>,
     shards: RwLock<FxHashMap<GatewayKey, Arc<Shard>>>,
     pub(crate) streams: Mutex<Vec<std::sync::Weak<LinkStream>>>,
+    /// No stream is accepted any more: the sessions are being handed over.
+    pub(crate) leaving: AtomicBool,
+    /// A gateway said Drained, or a stream ended.
+    pub(crate) drained: tokio::sync::Notify,
     pub(crate) tasks: tokio_util::task::TaskTracker,
     /// No lease runs out and no stream is accepted any more.
     pub(crate) stopping: tokio_util::sync::CancellationToken,
@@ -124,13 +129,15 @@ pub(crate) struct Hub {
 impl Hub {
     pub(crate) fn new(settings: ServerSettings, logic_epoch: u64) -> Self {
         Self {
+            rooms: Mutex::new(Rooms::new(settings.shares_gateways)),
             settings,
             logic_epoch,
             counters: Counters::default(),
-            rooms: Mutex::default(),
             directory: Mutex::default(),
             shards: RwLock::default(),
             streams: Mutex::default(),
+            leaving: AtomicBool::new(false),
+            drained: tokio::sync::Notify::new(),
             tasks: tokio_util::task::TaskTracker::new(),
             stopping: tokio_util::sync::CancellationToken::new(),
             stopped: tokio_util::sync::CancellationToken::new(),
@@ -194,7 +201,7 @@ impl Hub {
         shard: &Arc<Shard>,
         turn: &mut Turn,
         backend: &B,
-        code: Code,
+        ended: Ended,
     ) {
         turn.retired = true;
         shard.attach(None);
@@ -204,7 +211,7 @@ impl Hub {
             gateway.shards.retain(|_, other| other.key != shard.key);
         }
         let sessions = std::mem::take(&mut *shard.sessions());
-        self.end_sessions(sessions.into_values(), backend, code).await;
+        self.end_sessions(sessions.into_values(), backend, ended).await;
     }
 
     /// Fences an earlier life of a gateway: its stream is ended, its sessions too.
@@ -213,7 +220,8 @@ impl Hub {
         shard.disconnect(status, &self.counters);
         let mut turn = shard.turn.lock().await;
         if !turn.retired {
-            self.retire(shard, &mut turn, backend, Code::PeerGone).await;
+            // Its process is gone, and with it every connection.
+            self.retire(shard, &mut turn, backend, Ended::Over(Code::PeerGone)).await;
         }
     }
 
@@ -222,21 +230,48 @@ impl Hub {
         &self,
         sessions: impl IntoIterator<Item = Arc<Session>>,
         backend: &B,
-        code: Code,
+        ended: Ended,
     ) {
         for (index, session) in sessions.into_iter().enumerate() {
             if index % ENDS_PER_YIELD == ENDS_PER_YIELD - 1 {
                 tokio::task::yield_now().await;
             }
-            self.end_session(session, backend, code);
+            self.end_session(session, backend, ended);
         }
     }
 
     /// Tells the backend of one end. The session must be out of its table already.
-    pub(crate) fn end_session<B: Backend>(&self, session: Arc<Session>, backend: &B, code: Code) {
+    pub(crate) fn end_session<B: Backend>(&self, session: Arc<Session>, backend: &B, ended: Ended) {
         lock(&self.rooms).forget(session.address);
         count(&self.counters.sessions_ended, 1);
-        backend.session_ended(session, code);
+        if ended == Ended::Moved {
+            count(&self.counters.sessions_moved_away, 1);
+        }
+        backend.session_ended(session, ended);
+    }
+
+    /// Takes over the rooms of sessions that moved here, as far as the bounds allow; the gateway is
+    /// told of those that they do not.
+    pub(crate) fn adopt_rooms(&self, shard: &Shard, link: &LinkStream, listed: Vec<RoomMembers>) {
+        let mut rooms = lock(&self.rooms);
+        let max = self.settings.rooms_bounds();
+        for RoomMembers { room_id, mut session_ids } in listed {
+            session_ids.retain(|session_id| {
+                let session = shard.sessions().get(session_id).cloned();
+                // One that we do not know has ended.
+                session.is_some_and(|session| {
+                    rooms.join(&room_id, session.address, session.encoding, max).is_err()
+                })
+            });
+            if !session_ids.is_empty() {
+                let change = RoomMembership {
+                    room_id,
+                    join_session_ids: Vec::new(),
+                    leave_session_ids: session_ids,
+                };
+                link.push([Entry::new(Kind::RoomMembership(change))], &self.counters);
+            }
+        }
     }
 
     /// Compares the rooms that a shard listed with ours, on a stream that has just been attached,
@@ -271,6 +306,18 @@ impl Hub {
 
     pub(crate) fn shard(&self, key: GatewayKey) -> Option<Arc<Shard>> {
         self.shards.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
+    }
+
+    pub(crate) fn key_of(&self, gateway_id: &str, epoch: u64, number: u16) -> Option<GatewayKey> {
+        let directory = lock(&self.directory);
+        let gateway = directory.gateways.get(gateway_id).filter(|known| known.epoch == epoch)?;
+        gateway.shards.get(&number).map(|shard| shard.key)
+    }
+
+    pub(crate) fn newest_life_of(&self, gateway_id: &str) -> Option<(u64, bool)> {
+        let directory = lock(&self.directory);
+        let gateway = directory.gateways.get(gateway_id)?;
+        Some((gateway.epoch, !gateway.shards.is_empty()))
     }
 
     pub(crate) fn all_shards(&self) -> Vec<Arc<Shard>> {

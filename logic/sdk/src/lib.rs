@@ -11,6 +11,9 @@
 //! means, or send again what was lost with a stream. After a break the backend is told which
 //! sessions live on and sends what they have not acknowledged.
 //!
+//! Several logic processes: each session is at home with one of them, and the gateways move sessions
+//! from one to another. [`Server::hand_over`] asks them to, before a process leaves.
+//!
 //! Live rooms: membership is kept here and at the gateways. After a break the two are compared;
 //! after a restart of this process it is taken over from the gateways, so members hear on.
 
@@ -29,9 +32,9 @@ mod stream;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use backend::{Accepted, Backend, Inbound, Login, Refused};
+pub use backend::{Accepted, Backend, Ended, Inbound, Login, Refused};
 pub use counters::CountersSnapshot;
 pub use gateways::{Batch, GatewayStatus, Gateways};
-pub use server::{Server, ServerError};
+pub use server::{HandedOver, Server, ServerError};
 pub use session::{Encoding, GatewayKey, Session, SessionAddress, Transport};
 pub use settings::ServerSettings;

@@ -119,6 +119,10 @@ pub(crate) struct LinkStream {
     heartbeat_ms: AtomicU32,
     over: AtomicBool,
     reading_stopped: AtomicBool,
+    /// The gateway moves sessions on this stream, and answers Draining.
+    pub(crate) moves: AtomicBool,
+    /// It has.
+    pub(crate) drained: AtomicBool,
 }
 
 #[derive(Clone, Copy)]
@@ -160,6 +164,8 @@ impl LinkStream {
             heartbeat_ms: AtomicU32::new(0),
             over: AtomicBool::new(false),
             reading_stopped: AtomicBool::new(false),
+            moves: AtomicBool::new(false),
+            drained: AtomicBool::new(false),
         }
     }
 
@@ -277,6 +283,13 @@ impl LinkStream {
 
     pub(crate) fn is_reading_stopped(&self) -> bool {
         self.reading_stopped.load(Ordering::Acquire)
+    }
+
+    /// Whether sessions on this stream are still to be moved.
+    pub(crate) fn is_to_be_drained(&self) -> bool {
+        self.moves.load(Ordering::Acquire)
+            && !self.drained.load(Ordering::Acquire)
+            && !self.is_over()
     }
 
     /// Events and bytes that wait.

@@ -22,7 +22,7 @@ use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::backend::{Accepted, Backend, Inbound, Login, Refused};
+use crate::backend::{Accepted, Backend, Ended, Inbound, Login, Refused};
 use crate::counters::count;
 use crate::hub::{Hub, Shard, lock};
 use crate::outbox::{Entry, LinkStream};
@@ -77,6 +77,9 @@ pub(crate) struct Reader<'a, B> {
     listing: Option<Vec<ListedSession>>,
     /// The rooms listed so far, and how many memberships that is.
     listed_rooms: (Vec<RoomMembers>, usize),
+    /// Sessions and rooms of the batch at hand that came from another logic process.
+    arrived: Vec<Arc<Session>>,
+    arrived_rooms: Vec<RoomMembers>,
     deciding: FuturesUnordered<BoxFuture<'static, Decided>>,
     /// Answers to logins that leave together, with one wake of the connection, and the sessions
     /// that start right after.
@@ -103,6 +106,8 @@ impl<'a, B: Backend> Reader<'a, B> {
             used_bytes: 0,
             listing: Some(Vec::new()),
             listed_rooms: (Vec::new(), 0),
+            arrived: Vec::new(),
+            arrived_rooms: Vec::new(),
             deciding: FuturesUnordered::new(),
             answers: Vec::new(),
             starting: Vec::new(),
@@ -117,6 +122,7 @@ impl<'a, B: Backend> Reader<'a, B> {
             "a gateway shard connected");
         let lease_ms = u32::try_from(self.lease.as_millis()).unwrap_or(u32::MAX);
         self.link.open_window(hello.window.unwrap_or_default(), lease_ms / 3);
+        self.link.moves.store(hello.moves && settings.takes_moves, Ordering::Release);
         let reply = HelloReply {
             logic_id: settings.logic_id.clone(),
             logic_epoch: hub.logic_epoch,
@@ -125,6 +131,7 @@ impl<'a, B: Backend> Reader<'a, B> {
                 frames: settings.window_frames_max,
                 bytes: settings.window_bytes_max,
             }),
+            takes_moves: settings.takes_moves,
         };
         self.link.push([Entry::new(Kind::HelloReply(reply))], &hub.counters);
     }
@@ -189,8 +196,9 @@ impl<'a, B: Backend> Reader<'a, B> {
         worked
     }
 
-    /// Works events off: credit, the list, logins, then frames, then ends. An end comes after the
-    /// frames of its session because a gateway sends none of a session that ended.
+    /// Works events off: credit, the list, logins, sessions that moved here, then frames, then ends. An
+    /// end comes after the frames of its session because a gateway sends none of a session that ended
+    /// or moved away.
     async fn events(&mut self, batch: ConnectRequest) -> Result<(), Status> {
         if let Some(state) = batch.state {
             *lock(&self.shard.state) = state;
@@ -208,6 +216,7 @@ impl<'a, B: Backend> Reader<'a, B> {
         self.sequence += batch.events.len() as u64;
         let mut frames = Vec::new();
         let mut ended = Vec::new();
+        let mut let_go = false;
         let sessions = Arc::clone(self.shard);
         for GatewayEvent { kind } in batch.events {
             use gateway_event::Kind as Event;
@@ -237,11 +246,20 @@ impl<'a, B: Backend> Reader<'a, B> {
                     Some(_) => {
                         return Err(Status::resource_exhausted("the list of sessions is too long"));
                     }
+                    None if session.moved => self.arrives(session)?,
                     None => {
-                        return Err(Status::invalid_argument("a Session after SessionsComplete"));
+                        let reason = "a Session after SessionsComplete that has not moved";
+                        return Err(Status::invalid_argument(reason));
                     }
                 },
                 Some(Event::RoomMembers(room)) => self.room_listed(room)?,
+                Some(Event::Drained(drained)) => {
+                    tracing::debug!(
+                        sessions_left = drained.sessions_left,
+                        "a gateway shard let go"
+                    );
+                    let_go = true;
+                }
                 Some(Event::SessionsComplete(complete)) => {
                     let Some(listed) = self.listing.take() else {
                         return Err(Status::invalid_argument("a second SessionsComplete"));
@@ -259,12 +277,18 @@ impl<'a, B: Backend> Reader<'a, B> {
             }
         }
         self.start_sessions();
+        self.take_in();
         if !frames.is_empty() {
             count(&self.hub.counters.frames_received, frames.len() as u64);
             self.backend.frames(frames).await;
         }
         for end in ended {
             self.end(end);
+        }
+        if let_go {
+            // The ends that came with it count.
+            self.link.drained.store(true, Ordering::Release);
+            self.hub.drained.notify_waiters();
         }
         Ok(())
     }
@@ -273,15 +297,53 @@ impl<'a, B: Backend> Reader<'a, B> {
     fn end(&self, end: SessionEnded) {
         let session = self.shard.sessions().remove(&end.session_id);
         if let Some(session) = session {
-            let code = Code::from_number(end.code).unwrap_or(Code::PeerGone);
-            self.hub.end_session(session, &**self.backend, code);
+            let ended = match end.moved {
+                true => Ended::Moved,
+                false => Ended::Over(Code::from_number(end.code).unwrap_or(Code::PeerGone)),
+            };
+            self.hub.end_session(session, &**self.backend, ended);
         }
     }
 
-    /// Keeps a listed room until the list is complete.
+    /// A session comes from another logic process: it is entered, so that its frames find it.
+    fn arrives(&mut self, listed: ListedSession) -> Result<(), Status> {
+        let shard = self.shard;
+        let session = Session::listed(shard.key, shard.number, &shard.gateway_id, listed);
+        let session = Arc::new(session);
+        let earlier = {
+            let mut sessions = shard.sessions();
+            if sessions.len() >= self.hub.settings.sessions_max {
+                return Err(Status::resource_exhausted("there are too many sessions"));
+            }
+            sessions.insert(session.address.session_id, Arc::clone(&session))
+        };
+        if let Some(earlier) = earlier {
+            // Not as the contract has it; whoever it was is not here any more.
+            self.hub.end_session(earlier, &**self.backend, Ended::Lost);
+        }
+        self.arrived.push(session);
+        Ok(())
+    }
+
+    /// Tells the backend of the sessions that have arrived, after their rooms.
+    fn take_in(&mut self) {
+        if !self.arrived_rooms.is_empty() {
+            let rooms = std::mem::take(&mut self.arrived_rooms);
+            self.hub.adopt_rooms(self.shard, self.link, rooms);
+        }
+        if !self.arrived.is_empty() {
+            let arrived = std::mem::take(&mut self.arrived);
+            count(&self.hub.counters.sessions_moved_here, arrived.len() as u64);
+            self.backend.sessions_moved_here(arrived);
+        }
+    }
+
+    /// Keeps a listed room until the list is complete, or those that moved here are entered.
     fn room_listed(&mut self, room: RoomMembers) -> Result<(), Status> {
         if self.listing.is_none() {
-            return Err(Status::invalid_argument("RoomMembers after SessionsComplete"));
+            // Bounded by the size of a batch.
+            self.arrived_rooms.push(room);
+            return Ok(());
         }
         let settings = &self.hub.settings;
         let memberships_max = settings.sessions_max.saturating_mul(settings.rooms_per_session_max);
@@ -321,7 +383,7 @@ impl<'a, B: Backend> Reader<'a, B> {
             }
             gone.extend(before.into_values());
         }
-        self.hub.end_sessions(gone, &**self.backend, Code::PeerGone).await;
+        self.hub.end_sessions(gone, &**self.backend, Ended::Lost).await;
         self.backend.sessions_returning(&kept);
         shard.attach(Some(Arc::clone(self.link)));
         let rooms = std::mem::take(&mut self.listed_rooms.0);

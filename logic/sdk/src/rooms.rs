@@ -117,9 +117,27 @@ pub(crate) struct Rooms {
     rooms: Vec<Option<Room>>,
     free: Vec<u32>,
     sessions: FxHashMap<GatewayKey, FxHashMap<u64, Held>>,
+    /// Rooms whose members have changed in number since this was taken; `None` where nobody takes it.
+    changed: Option<FxHashSet<Arc<str>>>,
 }
 
 impl Rooms {
+    /// A table that keeps which rooms have changed, if that is going to be taken.
+    pub(crate) fn new(keeps_changed: bool) -> Self {
+        Self { changed: keeps_changed.then(FxHashSet::default), ..Self::default() }
+    }
+
+    /// The rooms whose members have changed in number since the last call, with the members now.
+    pub(crate) fn take_changed(&mut self) -> Vec<(Arc<str>, u64)> {
+        let changed = self.changed.as_mut().map(std::mem::take).unwrap_or_default();
+        changed.into_iter().map(|name| (name.clone(), self.members(&name))).collect()
+    }
+
+    /// Every room with its members.
+    pub(crate) fn all(&self) -> Vec<(Arc<str>, u64)> {
+        self.rooms.iter().flatten().map(|room| (room.name.clone(), room.members)).collect()
+    }
+
     /// Adds a member; joining twice changes nothing. Returns the members now and whether this one
     /// is new.
     pub(crate) fn join(
@@ -152,6 +170,9 @@ impl Rooms {
             return Err(Refused::from(Code::Internal));
         };
         room.members += 1;
+        if let Some(changed) = &mut self.changed {
+            changed.insert(room.name.clone());
+        }
         *room.shards.entry(session.gateway).or_default().of(json) += 1;
         let members = room.members;
         match self.sessions.entry(session.gateway).or_default().entry(session.session_id) {
@@ -299,6 +320,9 @@ impl Rooms {
         let Some(entry) = self.rooms.get_mut(place as usize) else { return };
         let Some(room) = entry else { return };
         room.members -= 1;
+        if let Some(changed) = &mut self.changed {
+            changed.insert(room.name.clone());
+        }
         if let Entry::Occupied(mut shard) = room.shards.entry(gateway) {
             *shard.get_mut().of(json) -= 1;
             if shard.get().protobuf + shard.get().json == 0 {

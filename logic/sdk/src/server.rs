@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use millrace_protocol::limits;
@@ -45,6 +46,17 @@ pub enum ServerError {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+/// What became of the sessions when a process was about to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HandedOver {
+    /// Sessions that another logic process has now.
+    pub sessions_moved: u64,
+    /// Sessions that are still at home here; their gateways list them to whoever comes.
+    pub sessions_left: usize,
+    /// Every gateway has answered before the time was over.
+    pub in_time: bool,
 }
 
 /// A running link server. Dropping it ends the streams at once; [`Server::shutdown`] says goodbye.
@@ -102,6 +114,42 @@ impl Server {
     /// The way out.
     pub fn gateways(&self) -> Gateways {
         Gateways { hub: Arc::clone(&self.hub) }
+    }
+
+    /// Asks the gateways to move the sessions to other logic processes, and serves on meanwhile; no
+    /// further stream is accepted. Returns when no stream has a session, when its gateway has nowhere
+    /// to move them (it is the only logic process there), and in any case after
+    /// [`hand_over_ms_max`](ServerSettings::hand_over_ms_max). Gateways that do not move sessions are
+    /// not waited for.
+    pub async fn hand_over(&self) -> HandedOver {
+        let hub = &self.hub;
+        hub.leaving.store(true, Ordering::Release);
+        let moved_before = hub.counters.snapshot().sessions_moved_away;
+        let within_ms = hub.settings.hand_over_ms_max;
+        let streams: Vec<_> =
+            hub.all_streams().into_iter().filter(|link| link.is_to_be_drained()).collect();
+        for link in &streams {
+            let draining = Draining { reconnect_after_ms: within_ms };
+            link.push([Entry::new(Kind::Draining(draining))], &hub.counters);
+        }
+        let drained = async {
+            loop {
+                let news = hub.drained.notified();
+                tokio::pin!(news);
+                // From here on nothing is missed.
+                news.as_mut().enable();
+                if !streams.iter().any(|link| link.is_to_be_drained()) {
+                    return;
+                }
+                news.await;
+            }
+        };
+        let patience = Duration::from_millis(u64::from(within_ms));
+        let in_time = tokio::time::timeout(patience, drained).await.is_ok();
+        let sessions_left = hub.all_shards().iter().map(|shard| shard.sessions().len()).sum();
+        let sessions_moved = hub.counters.snapshot().sessions_moved_away - moved_before;
+        tracing::info!(sessions_moved, sessions_left, in_time, "handed over");
+        HandedOver { sessions_moved, sessions_left, in_time }
     }
 
     /// Begins to leave: the gateways are told, and no further frame or login is read. What was read
@@ -181,7 +229,7 @@ impl<B: Backend> LinkService for Service<B> {
         &self,
         request: Request<Streaming<ConnectRequest>>,
     ) -> Result<Response<Batches>, Status> {
-        if self.hub.stopping.is_cancelled() {
+        if self.hub.stopping.is_cancelled() || self.hub.leaving.load(Ordering::Acquire) {
             return Err(Status::unavailable("this process is about to leave"));
         }
         let link = Arc::new(LinkStream::new(&self.hub.settings));

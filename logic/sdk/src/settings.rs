@@ -36,12 +36,23 @@ pub struct ServerSettings {
     pub gateways_max: usize,
     /// Live rooms with members. A join that would need another is refused. Default 100,000.
     pub rooms_max: usize,
-    /// Members of one live room, over all gateways. A further join is refused. Default 1,000,000.
+    /// Members of one live room that have their home here, over all gateways. A further join is refused. Default 1,000,000.
     pub room_members_max: u64,
     /// Rooms of one session. A further join is refused. Default 64.
     pub rooms_per_session_max: usize,
     /// What a login refused with `over_capacity` is told to wait, in milliseconds. Default 1,000.
     pub retry_after_ms: u32,
+    /// How long [`crate::Server::hand_over`] waits for the gateways to move the sessions to other logic
+    /// processes, in milliseconds; it is what they are told. Default 5,000.
+    pub hand_over_ms_max: u32,
+    /// Whether gateways may move sessions here and away; without it this process has its sessions until
+    /// they end. Default yes.
+    pub takes_moves: bool,
+    /// Whether the gateways are linked to other logic processes as well. Then a shard may have members of
+    /// a room, and sessions, whose home is elsewhere: what is published goes to every shard that is
+    /// linked, and which rooms have changed is kept for [`crate::Gateways::take_changed_rooms`].
+    /// Default no.
+    pub shares_gateways: bool,
     /// How long a shutdown waits for what is queued to reach the gateways. Default 5,000.
     pub shutdown_ms_max: u32,
 }
@@ -74,6 +85,9 @@ impl Default for ServerSettings {
             room_members_max: 1_000_000,
             rooms_per_session_max: 64,
             retry_after_ms: 1_000,
+            hand_over_ms_max: 5_000,
+            takes_moves: true,
+            shares_gateways: false,
             shutdown_ms_max: 5_000,
         }
     }

@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{FutureExt, TryStreamExt};
-use millrace_protocol::Code;
 use millrace_protocol::link::{ConnectRequest, Hello, gateway_event};
 use tonic::Status;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Ended};
 use crate::counters::count;
 use crate::hub::{Hub, Shard, Turn};
 use crate::outbox::LinkStream;
@@ -125,6 +124,7 @@ async fn close<B: Backend>(
     end: End,
 ) {
     shard.attach(None);
+    hub.drained.notify_waiters();
     let status = match end {
         End::Gone => None,
         End::Silent => {
@@ -147,7 +147,7 @@ async fn close<B: Backend>(
         if sessions > 0 {
             count(&hub.counters.leases_expired, 1);
         }
-        return hub.retire(shard, turn, &**backend, Code::PeerGone).await;
+        return hub.retire(shard, turn, &**backend, Ended::Lost).await;
     }
     let (hub, backend, shard) = (Arc::clone(hub), Arc::clone(backend), Arc::clone(shard));
     let tasks = hub.tasks.clone();
@@ -161,7 +161,7 @@ async fn close<B: Backend>(
             count(&hub.counters.leases_expired, 1);
             tracing::warn!(gateway = %shard.gateway_id, shard = shard.number, sessions,
                 "a gateway's lease ran out");
-            hub.retire(&shard, &mut turn, &*backend, Code::PeerGone).await;
+            hub.retire(&shard, &mut turn, &*backend, Ended::Lost).await;
         }
     });
 }

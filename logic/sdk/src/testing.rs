@@ -16,9 +16,9 @@ use futures::{FutureExt, TryStreamExt};
 use millrace_protocol::frame::Flags;
 use millrace_protocol::link::link_service_client::LinkServiceClient;
 use millrace_protocol::link::{
-    ClientFrame, CloseSession, ConnectRequest, ConnectResponse, Credit, GatewayEvent, Hello,
-    HelloReply, LoginRequest, LoginResult, RefreshRequest, RefreshResult, RoomMembers, Session,
-    SessionEnded, SessionsComplete, gateway_event, logic_event,
+    ClientFrame, CloseSession, ConnectRequest, ConnectResponse, Credit, Drained, GatewayEvent,
+    Hello, HelloReply, LoginRequest, LoginResult, RefreshRequest, RefreshResult, RoomMembers,
+    Session, SessionEnded, SessionsComplete, gateway_event, logic_event,
 };
 use millrace_protocol::{Code, command, limits};
 use prost::Message;
@@ -60,6 +60,8 @@ pub struct FakeGatewaySettings {
     pub sessions: Vec<Session>,
     /// The rooms listed after them. Default none.
     pub rooms: Vec<RoomMembers>,
+    /// Whether it says that it moves sessions. Default no.
+    pub moves: bool,
 }
 
 impl Default for FakeGatewaySettings {
@@ -74,6 +76,7 @@ impl Default for FakeGatewaySettings {
             heartbeats: true,
             sessions: Vec::new(),
             rooms: Vec::new(),
+            moves: false,
         }
     }
 }
@@ -478,8 +481,32 @@ impl FakeGateway {
 
     /// Reports the end of a session.
     pub async fn end_session(&mut self, session_id: u64, code: Code) {
-        let ended = SessionEnded { session_id, code: code.number() };
+        let ended = SessionEnded { session_id, code: code.number(), moved: false };
         self.send_events(vec![gateway_event::Kind::SessionEnded(ended)]).await;
+    }
+
+    /// Moves a session to another logic process.
+    pub async fn move_away(&mut self, session_id: u64) {
+        let ended = SessionEnded { session_id, code: 0, moved: true };
+        self.send_events(vec![gateway_event::Kind::SessionEnded(ended)]).await;
+    }
+
+    /// Moves a session here, with the rooms it is in.
+    pub async fn move_here(&mut self, session: Session, rooms: &[&str]) {
+        let session_ids = vec![session.session_id];
+        let mut events = vec![gateway_event::Kind::Session(Session { moved: true, ..session })];
+        for room_id in rooms {
+            self.rooms.entry((*room_id).to_owned()).or_default().extend(&session_ids);
+            let members =
+                RoomMembers { room_id: (*room_id).to_owned(), session_ids: session_ids.clone() };
+            events.push(gateway_event::Kind::RoomMembers(members));
+        }
+        self.send_events(events).await;
+    }
+
+    /// Answers Draining.
+    pub async fn say_drained(&mut self, sessions_left: u64) {
+        self.send_events(vec![gateway_event::Kind::Drained(Drained { sessions_left })]).await;
     }
 
     /// Gives credit back that was kept because the settings say so.
@@ -643,6 +670,7 @@ fn hello(settings: &FakeGatewaySettings) -> ConnectRequest {
         shards: settings.shard + 1,
         lease_ms: settings.lease_ms,
         window: Some(settings.window),
+        moves: settings.moves,
     };
     let hello = GatewayEvent { kind: Some(gateway_event::Kind::Hello(hello)) };
     ConnectRequest { sequence: 1, credit: None, events: vec![hello], state: None }

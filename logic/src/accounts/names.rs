@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use crate::{
     cache::Cache,
     chat::{Profile, Profiles},
-    storage::{StoreError, accounts::AccountStore},
+    storage::{StoreError, accounts::AccountStore, side::Follow},
 };
 
 /// What a remembered profile counts as besides its texts.
@@ -54,6 +54,19 @@ impl ProfileNames {
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         remembered.changes += 1;
         remembered.profiles.remove(user_id);
+    }
+}
+
+#[async_trait]
+impl Follow for ProfileNames {
+    async fn follow(&self) -> Result<(), StoreError> {
+        loop {
+            let changed = self.store.changed().await?;
+            if changed.is_empty() {
+                return Ok(());
+            }
+            changed.iter().for_each(|user_id| self.changed(user_id));
+        }
     }
 }
 
@@ -101,7 +114,8 @@ mod tests {
     use super::*;
     use crate::storage::{
         accounts::{Account, ProfileChange},
-        embedded::{EmbeddedAccounts, EmbeddedStore, Options},
+        embedded::{EmbeddedStore, Options},
+        side::AccountTable,
     };
 
     async fn named(names: &ProfileNames, users: &[&str]) -> Vec<String> {
@@ -114,7 +128,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let options = Options { free_bytes_min: 0, ..Options::new(folder.path()) };
         let store = EmbeddedStore::open(options).unwrap();
-        let accounts: Arc<dyn AccountStore> = Arc::new(EmbeddedAccounts::open(&store).unwrap());
+        let accounts: Arc<dyn AccountStore> = Arc::new(AccountTable::open(&store).await.unwrap());
         for remembered_bytes_max in [0, 2 * PROFILE_BYTES + 20, 1 << 20] {
             let names = ProfileNames::new(accounts.clone(), remembered_bytes_max).await.unwrap();
             let round = remembered_bytes_max.to_string();
@@ -143,7 +157,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let options = Options { free_bytes_min: 0, ..Options::new(folder.path()) };
         let store = EmbeddedStore::open(options).unwrap();
-        let accounts: Arc<dyn AccountStore> = Arc::new(EmbeddedAccounts::open(&store).unwrap());
+        let accounts: Arc<dyn AccountStore> = Arc::new(AccountTable::open(&store).await.unwrap());
         let account = Account { user_id: "ann".into(), name: "0".into(), ..Account::default() };
         assert!(accounts.create(account).await.unwrap());
         let names = ProfileNames::new(accounts.clone(), 1 << 20).await.unwrap();

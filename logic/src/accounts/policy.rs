@@ -8,7 +8,7 @@
 //!
 //! [`FriendsPresence`] says by the same relations who sees whether somebody is online.
 //!
-//! One process decides: another one with the same store would not hear of a change at once.
+//! What another process changes on the same store is heard of by [`Follow`], a moment later.
 
 use std::{
     collections::HashSet,
@@ -26,7 +26,11 @@ use millrace_protocol::{Code, chat::Attachment};
 use crate::{
     cache::Cache,
     chat::{PresencePolicy, SendGate},
-    storage::{StoreError, Target, relations::RelationStore},
+    storage::{
+        StoreError, Target,
+        relations::{RelationNews, RelationStore},
+        side::Follow,
+    },
 };
 
 /// Who may write to a user.
@@ -175,6 +179,22 @@ impl FriendsPolicy {
 }
 
 #[async_trait]
+impl Follow for FriendsPolicy {
+    async fn follow(&self) -> Result<(), StoreError> {
+        loop {
+            let RelationNews { rows, blockers, relations } = self.store.changed().await?;
+            if rows == 0 {
+                return Ok(());
+            }
+            blockers.iter().for_each(|user_id| self.blockers.insert(user_id));
+            for (user_id, other_id) in relations {
+                self.forget(&user_id, &other_id);
+            }
+        }
+    }
+}
+
+#[async_trait]
 impl SendGate for FriendsPolicy {
     fn needs_check(&self, sender_id: &str, target: &Target, _: Option<&Attachment>) -> bool {
         let Target::User(receiver_id) = target else { return false };
@@ -235,8 +255,9 @@ mod tests {
         chat::{PresencePolicy as _, SendGate as _},
         storage::{
             Store as _, Target,
-            embedded::{EmbeddedRelations, EmbeddedStore, tests::options},
+            embedded::{EmbeddedStore, tests::options},
             relations::{Act, RelationLimits, RelationStore},
+            side::RelationTable,
         },
     };
     use millrace_protocol::Code;
@@ -250,7 +271,7 @@ mod tests {
         policy.check(sender, &target, &mut None).await.map_err(|refused| refused.code)
     }
 
-    async fn act(store: &EmbeddedRelations, policy: &FriendsPolicy, a: &str, b: &str, what: Act) {
+    async fn act(store: &RelationTable, policy: &FriendsPolicy, a: &str, b: &str, what: Act) {
         if what == Act::Block {
             policy.will_block(a);
         }
@@ -262,7 +283,7 @@ mod tests {
     async fn each_policy_decides_by_what_the_receiver_says_at_that_moment() {
         let directory = tempfile::tempdir().unwrap();
         let embedded = EmbeddedStore::open(options(directory.path())).unwrap();
-        let store = Arc::new(EmbeddedRelations::open(&embedded).unwrap());
+        let store = Arc::new(RelationTable::open(&embedded).await.unwrap());
         let policy = async |send, exempt: &[&str]| {
             let exempt_senders = exempt.iter().map(|id| (*id).to_owned()).collect();
             let settings = PolicySettings { send, exempt_senders, cached_relations_max: 8 };
@@ -308,7 +329,7 @@ mod tests {
     async fn friends_who_are_not_blocked_see_who_is_online() {
         let directory = tempfile::tempdir().unwrap();
         let embedded = EmbeddedStore::open(options(directory.path())).unwrap();
-        let store = Arc::new(EmbeddedRelations::open(&embedded).unwrap());
+        let store = Arc::new(RelationTable::open(&embedded).await.unwrap());
         let policy = FriendsPolicy::new(store.clone(), PolicySettings::default()).await.unwrap();
         let presence = FriendsPresence(policy.clone());
         for other in ["b", "c"] {
@@ -326,7 +347,7 @@ mod tests {
     async fn what_is_remembered_is_bounded() {
         let directory = tempfile::tempdir().unwrap();
         let embedded = EmbeddedStore::open(options(directory.path())).unwrap();
-        let store = Arc::new(EmbeddedRelations::open(&embedded).unwrap());
+        let store = Arc::new(RelationTable::open(&embedded).await.unwrap());
         let settings = PolicySettings {
             send: SendPolicy::Friends,
             cached_relations_max: 4,

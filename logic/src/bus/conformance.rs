@@ -1,5 +1,6 @@
 //! What every bus must do, whatever it stands on. [`run`] is called by the tests of each
-//! implementation; `make` gives a bus without topics each time.
+//! implementation; `make` gives a bus without topics each time, which puts a record aside after
+//! [`DELIVERIES_MAX`].
 
 use std::future::Future;
 use std::sync::Arc;
@@ -8,7 +9,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::{Bus, BusError, NewRecord, Record, Start, Subscription};
+use super::{
+    Bus, BusError, DEAD_LETTERS_TOPIC, DeadLetter, NewRecord, Record, Start, Subscription,
+};
+
+/// `deliveries_max` of every bus under test.
+pub(crate) const DELIVERIES_MAX: u32 = 3;
 
 /// The whole suite.
 pub(crate) async fn run<B: Bus, F: Future<Output = B>>(make: impl Fn() -> F) {
@@ -24,6 +30,9 @@ pub(crate) async fn run<B: Bus, F: Future<Output = B>>(make: impl Fn() -> F) {
     a_commit_moves_back_only_on_request(make().await).await;
     records_published_together_keep_their_order(make().await).await;
     concurrent_publishers_keep_the_order_of_each_key(Arc::new(make().await)).await;
+    a_record_published_again_under_its_id_is_taken_once(make().await).await;
+    a_record_that_no_consumer_gets_beyond_is_put_among_the_dead_letters(make().await).await;
+    a_consumer_that_gets_on_is_given_everything_however_often_it_subscribes(make().await).await;
 }
 
 async fn next(subscription: &mut Box<dyn Subscription>) -> Record {
@@ -185,6 +194,7 @@ async fn records_published_together_keep_their_order<B: Bus>(bus: B) {
         topic: topic.to_owned(),
         key: String::new(),
         payload: Bytes::from_static(payload.as_bytes()),
+        id: String::new(),
     };
     let records =
         vec![record("a", "1"), record("b", "2"), record("no name", "3"), record("a", "4")];
@@ -220,4 +230,76 @@ async fn concurrent_publishers_keep_the_order_of_each_key<B: Bus>(bus: Arc<B>) {
     for publisher in publishing {
         publisher.await.expect("no panic");
     }
+}
+
+async fn a_record_published_again_under_its_id_is_taken_once<B: Bus>(bus: B) {
+    let record = |topic: &str, id: &str| NewRecord {
+        topic: topic.to_owned(),
+        key: "k".to_owned(),
+        payload: Bytes::copy_from_slice(id.as_bytes()),
+        id: id.to_owned(),
+    };
+    let first = bus.publish_all(vec![record("t", "a"), record("t", "b")]).await;
+    assert_eq!(first, [Ok(1), Ok(2)]);
+    // As after an answer that was lost: the same once more, and what came after it.
+    let again = bus.publish_all(vec![record("t", "a"), record("t", "b"), record("t", "c")]).await;
+    assert_eq!(again, [Ok(1), Ok(2), Ok(3)]);
+    let twice_at_once = bus.publish_all(vec![record("t", "d"), record("t", "d")]).await;
+    assert_eq!(twice_at_once, [Ok(4), Ok(4)]);
+    assert_eq!(bus.publish_all(vec![record("u", "a")]).await, [Ok(1)], "of another topic");
+    let without = bus.publish_all(vec![record("t", ""), record("t", "")]).await;
+    assert_eq!(without, [Ok(5), Ok(6)], "records without an id are all taken");
+    let page = bus.read("t", Start::Offset(1), 10, 1_000).await.expect("read");
+    let ids: Vec<_> = page.records.iter().map(|r| &r.payload[..]).collect();
+    assert_eq!(ids, [&b"a"[..], b"b", b"c", b"d", b"", b""]);
+}
+
+async fn a_record_that_no_consumer_gets_beyond_is_put_among_the_dead_letters<B: Bus>(bus: B) {
+    publish(&bus, "t", ["1", "poison", "3"]).await;
+    let mut group = bus.subscribe("t", "g").await.expect("subscribed");
+    assert_eq!(next(&mut group).await.offset, 1);
+    group.acknowledge(1).await.expect("acknowledged");
+    drop(group);
+    for delivery in 1..=DELIVERIES_MAX {
+        let mut group = bus.subscribe("t", "g").await.expect("subscribed");
+        assert_eq!(next(&mut group).await.payload, "poison", "delivery {delivery}");
+        assert_eq!(next(&mut group).await.offset, 3);
+    }
+    let nothing = bus.read(DEAD_LETTERS_TOPIC, Start::Offset(1), 10, 1_000).await;
+    assert_eq!(nothing, Err(BusError::NotFound), "not before it was tried often enough");
+    let mut group = bus.subscribe("t", "g").await.expect("subscribed");
+    assert_eq!(next(&mut group).await.offset, 3, "it does not hold up what is behind it");
+    drop(group);
+    assert_eq!(bus.commit("t", "g", 0, false).await, Ok(2), "it is passed over for good");
+    let mut other = bus.subscribe("t", "other").await.expect("subscribed");
+    for offset in 1..=3 {
+        assert_eq!(next(&mut other).await.offset, offset, "the topic keeps it");
+    }
+    let page = bus.read(DEAD_LETTERS_TOPIC, Start::Offset(1), 10, 1_000).await.expect("read");
+    let letters: Vec<DeadLetter> = page
+        .records
+        .iter()
+        .map(|record| serde_json::from_slice(&record.payload).expect("a dead letter"))
+        .collect();
+    let expected = DeadLetter {
+        topic: "t".to_owned(),
+        consumer: "g".to_owned(),
+        offset: 2,
+        time_ms: letters[0].time_ms,
+        key: "key".to_owned(),
+        deliveries: DELIVERIES_MAX,
+        payload_base64: Some("cG9pc29u".to_owned()),
+    };
+    assert_eq!(letters, [expected]);
+    assert_eq!(page.records[0].key, "key");
+}
+
+async fn a_consumer_that_gets_on_is_given_everything_however_often_it_subscribes<B: Bus>(bus: B) {
+    publish(&bus, "t", ["1", "2", "3", "4", "5", "6", "7", "8"]).await;
+    for offset in 1..=8 {
+        let mut group = bus.subscribe("t", "g").await.expect("subscribed");
+        assert_eq!(next(&mut group).await.offset, offset);
+        group.acknowledge(offset).await.expect("acknowledged");
+    }
+    assert_eq!(bus.topics().await.expect("listed").len(), 1, "there is no dead letter");
 }

@@ -7,9 +7,12 @@
 //! whether they were read or not: a consumer that was away for longer begins at the oldest record
 //! that is left, and sees the gap in the offsets. Records above the size go in the commit that
 //! writes new ones; those above the age when [`EmbeddedBus::expire`] is called.
+//!
+//! Ids of records are remembered in memory, the newest `ids_kept_max`: whoever publishes again because
+//! a commit failed does so in the same process.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -21,16 +24,18 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 use super::{
-    Bus, BusError, NewRecord, Page, Record, Start, Subscription, TopicStatus, check_name,
+    Bus, BusCounts, BusError, NewRecord, Page, Record, Start, Subscription, TopicStatus,
+    check_name,
     rows::{
-        CONSUMERS, RECORDS, TABLES, TOPICS, TopicRow, committed, committed_row, consumer_key,
-        prefix, record, record_key, record_row,
+        BEGUN, CONSUMERS, RECORDS, TABLES, TOPICS, TopicRow, begun, begun_row, committed,
+        committed_row, consumer_key, prefix, record, record_key, record_row,
     },
     subscription::EmbeddedSubscription,
 };
 use crate::storage::{
     StoreError,
-    embedded::{EmbeddedStore, GroupRows, GroupWrites, SideGroup},
+    embedded::{EmbeddedStore, SideGroup},
+    side::{GroupRows, GroupWrites},
 };
 
 /// Records that one change drops because of their age; the next change drops more.
@@ -48,6 +53,11 @@ pub struct EmbeddedBusSettings {
     pub topic_bytes_max: u64,
     /// How long a record is kept, in milliseconds. Default 7 days.
     pub retention_ms: u64,
+    /// Ids of records that are remembered; the oldest are forgotten. Default 16,384.
+    pub ids_kept_max: usize,
+    /// With how many subscriptions in a row a record may be the first one given, and none of them get
+    /// beyond it, before it is put among the dead letters. 0: any number. Default 16.
+    pub deliveries_max: u32,
 }
 
 impl Default for EmbeddedBusSettings {
@@ -57,6 +67,8 @@ impl Default for EmbeddedBusSettings {
             consumers_per_topic_max: 64,
             topic_bytes_max: 256 << 20,
             retention_ms: 7 * 24 * 3_600 * 1_000,
+            ids_kept_max: 16_384,
+            deliveries_max: 16,
         }
     }
 }
@@ -74,6 +86,7 @@ pub(super) struct Inner {
     /// Changes whenever `live` does.
     changed: watch::Sender<u64>,
     dropped: AtomicU64,
+    pub(super) dead_letters: AtomicU64,
 }
 
 /// What waiters look at. Bounded by the topics and consumers there may be.
@@ -83,6 +96,23 @@ struct Live {
     ends: HashMap<String, u64>,
     /// Which subscription of a consumer is the newest.
     newest: HashMap<(String, String), u64>,
+    /// Offsets of the newest records with an id, by topic and id.
+    taken: HashMap<(String, String), u64>,
+    /// The same in the order they came.
+    taken_order: VecDeque<(String, String)>,
+}
+
+impl Live {
+    fn remember(&mut self, topic_and_id: (String, String), offset: u64, ids_kept_max: usize) {
+        if self.taken.insert(topic_and_id.clone(), offset).is_none() {
+            self.taken_order.push_back(topic_and_id);
+        }
+        while self.taken_order.len() > ids_kept_max {
+            if let Some(oldest) = self.taken_order.pop_front() {
+                self.taken.remove(&oldest);
+            }
+        }
+    }
 }
 
 impl EmbeddedBus {
@@ -97,6 +127,7 @@ impl EmbeddedBus {
             live: Mutex::default(),
             changed: watch::Sender::new(0),
             dropped: AtomicU64::new(0),
+            dead_letters: AtomicU64::new(0),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -147,7 +178,7 @@ impl From<StoreError> for BusError {
     }
 }
 
-fn now_ms() -> i64 {
+pub(super) fn now_ms() -> i64 {
     // A clock before 1970 is a machine without one; 0 says so.
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
@@ -166,6 +197,32 @@ impl Inner {
     pub(super) fn is_newest(&self, topic: &str, consumer: &str, number: u64) -> bool {
         let key = (topic.to_owned(), consumer.to_owned());
         self.live().newest.get(&key) == Some(&number)
+    }
+
+    /// See [`EmbeddedBusSettings::deliveries_max`].
+    pub(super) fn deliveries_max(&self) -> u32 {
+        self.settings.deliveries_max
+    }
+
+    /// Counts that a subscription of the consumer begins with this record. Returns how many did so in
+    /// a row.
+    pub(super) async fn begin(
+        &self,
+        topic: &str,
+        consumer: &str,
+        offset: u64,
+    ) -> Result<u64, BusError> {
+        let key = consumer_key(topic, consumer);
+        let change = move |txn: &mut GroupWrites<'_>| {
+            let known = txn.get(BEGUN, &key)?.map(|row| begun(&row)).transpose()?;
+            let times = match known {
+                Some((begun, times)) if begun == offset => times.saturating_add(1),
+                _ => 1,
+            };
+            txn.put(BEGUN, key, begun_row(offset, times));
+            Ok::<_, StoreError>(times)
+        };
+        Ok(self.tables.write(change).await?)
     }
 
     /// Waits until the topic has a record at `offset` or after it, or `over` says that nobody
@@ -204,28 +261,43 @@ impl Bus for EmbeddedBus {
     async fn publish_all(&self, records: Vec<NewRecord>) -> Vec<Result<u64, BusError>> {
         let count = records.len();
         let settings = self.inner.settings.clone();
+        let ids_kept_max = settings.ids_kept_max;
         let now_ms = now_ms();
+        let inner = self.inner.clone();
         let change = move |txn: &mut GroupWrites<'_>| {
             let mut dropped = 0;
             let mut outcomes = Vec::with_capacity(records.len());
             let mut ends = HashMap::new();
+            let mut taken = HashMap::new();
             for new in records {
+                let id = (!new.id.is_empty()).then(|| (new.topic.clone(), new.id.clone()));
+                let known = id.as_ref().and_then(|id| {
+                    taken.get(id).copied().or_else(|| inner.live().taken.get(id).copied())
+                });
+                if let Some(offset) = known {
+                    outcomes.push(Ok(offset));
+                    continue;
+                }
                 let outcome = append(txn, &settings, &new, now_ms, &mut dropped)?;
                 if let Ok(offset) = outcome {
                     ends.insert(new.topic, offset + 1);
+                    taken.extend(id.map(|id| (id, offset)));
                 }
                 outcomes.push(outcome);
             }
-            Ok::<_, StoreError>((outcomes, ends, dropped))
+            Ok::<_, StoreError>((outcomes, ends, taken, dropped))
         };
         match self.inner.tables.write(change).await {
-            Ok((outcomes, ends, dropped)) => {
+            Ok((outcomes, ends, taken, dropped)) => {
                 self.inner.dropped.fetch_add(dropped, Ordering::Relaxed);
                 {
                     let mut live = self.inner.live();
                     for (topic, end) in ends {
                         let known = live.ends.entry(topic).or_default();
                         *known = end.max(*known);
+                    }
+                    for (topic_and_id, offset) in taken {
+                        live.remember(topic_and_id, offset, ids_kept_max);
                     }
                 }
                 self.inner.told();
@@ -340,6 +412,11 @@ impl Bus for EmbeddedBus {
             number,
             committed + 1,
         )))
+    }
+
+    fn counts(&self) -> BusCounts {
+        let dead_letters = self.inner.dead_letters.load(Ordering::Relaxed);
+        BusCounts { dead_letters, ..BusCounts::default() }
     }
 }
 

@@ -7,17 +7,27 @@
 //!
 //! - [`Bus`]: the trait, which the chat domain knows
 //! - [`EmbeddedBus`]: the log on the embedded store's database
+//! - `NatsBus` (feature `nats`): the log of a fleet, on NATS JetStream
+//!
+//! A record that its consumer fails on again and again is put aside among the dead letters
+//! ([`DEAD_LETTERS_TOPIC`]).
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 #[cfg(test)]
 mod conformance;
+mod dead_letters;
 mod embedded;
+#[cfg(feature = "nats")]
+pub mod nats;
 mod rows;
 mod subscription;
 
+pub use dead_letters::{DEAD_LETTERS_TOPIC, DeadLetter};
 pub use embedded::{EmbeddedBus, EmbeddedBusSettings};
+#[cfg(feature = "nats")]
+pub use nats::{NatsBus, NatsBusSettings};
 
 /// Longest name of a topic or a consumer, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
@@ -44,6 +54,10 @@ pub struct NewRecord {
     pub key: String,
     /// Opaque to the bus.
     pub payload: Bytes,
+    /// Which record this is: one that is published again under the same id, because the answer was
+    /// lost or was `Unavailable`, is taken once. An id counts for its topic and for a time; empty:
+    /// none.
+    pub id: String,
 }
 
 /// Where to begin reading.
@@ -81,6 +95,19 @@ pub struct TopicStatus {
     pub consumers: Vec<(String, u64)>,
 }
 
+/// What happened since the start, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BusCounts {
+    /// Records that were put among the dead letters.
+    pub dead_letters: u64,
+    /// Questions to a server that were asked again.
+    pub again: u64,
+    /// Calls that were refused because a server did not answer within patience.
+    pub refused: u64,
+    /// Topics that a server had lost, and that were made again.
+    pub made_again: u64,
+}
+
 /// Why a bus did not do it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BusError {
@@ -93,6 +120,9 @@ pub enum BusError {
     /// There is no such topic, or consumer of it.
     #[error("there is no such topic or consumer")]
     NotFound,
+    /// The record is larger than the bus takes. It never will.
+    #[error("the record is too large: {0}")]
+    TooLarge(String),
     /// No space is left; try again later.
     #[error("the bus is full: {0}")]
     Full(String),
@@ -107,8 +137,10 @@ pub enum BusError {
 /// Topics, published to and read by consumers.
 #[async_trait]
 pub trait Bus: Send + Sync + 'static {
-    /// Appends records, in order, and answers for each with its offset, or why it was not taken.
-    /// What has an offset is durable.
+    /// Appends records, and answers for each with its offset, or why it was not taken. What has an
+    /// offset is durable. Records of one key stand in the order given; when one of them was not taken
+    /// for now (`Full`, `Unavailable`), none of the key that follow it was, so that all can be
+    /// published again in order.
     async fn publish_all(&self, records: Vec<NewRecord>) -> Vec<Result<u64, BusError>>;
 
     /// Appends one record and returns its offset.
@@ -116,7 +148,8 @@ pub trait Bus: Send + Sync + 'static {
     /// # Errors
     /// [`BusError`]; the record was not taken, except that after `Unavailable` it may have been.
     async fn publish(&self, topic: &str, key: &str, payload: Bytes) -> Result<u64, BusError> {
-        let record = NewRecord { topic: topic.to_owned(), key: key.to_owned(), payload };
+        let (topic, key) = (topic.to_owned(), key.to_owned());
+        let record = NewRecord { topic, key, payload, id: String::new() };
         let unanswered = || Err(BusError::Unavailable("it gave no answer".to_owned()));
         self.publish_all(vec![record]).await.pop().unwrap_or_else(unanswered)
     }
@@ -163,6 +196,9 @@ pub trait Bus: Send + Sync + 'static {
     /// never seen begins at the oldest record that is kept. The subscription of the consumer before
     /// this one ends with [`BusError::Superseded`], because two could not keep the order.
     ///
+    /// A record with which as many subscriptions in a row began as the settings allow, and none got
+    /// beyond it, is put among the dead letters ([`DEAD_LETTERS_TOPIC`]) and passed over.
+    ///
     /// # Errors
     /// [`BusError`].
     async fn subscribe(
@@ -170,6 +206,9 @@ pub trait Bus: Send + Sync + 'static {
         topic: &str,
         consumer: &str,
     ) -> Result<Box<dyn Subscription>, BusError>;
+
+    /// What happened since the start.
+    fn counts(&self) -> BusCounts;
 }
 
 /// A consumer's place in a topic. Dropping it gives back what was not acknowledged.

@@ -5,6 +5,7 @@
 //! | topics | topic | [`TopicRow`] |
 //! | records | length of the topic, topic, offset (big-endian) | time, key, payload |
 //! | consumers | length of the topic, topic, consumer | the committed offset |
+//! | begun | length of the topic, topic, consumer | the offset that subscriptions began with, how many in a row |
 
 use bytes::Bytes;
 
@@ -18,9 +19,10 @@ use crate::storage::{
 pub const TOPICS: usize = 0;
 pub const RECORDS: usize = 1;
 pub const CONSUMERS: usize = 2;
+pub const BEGUN: usize = 3;
 
 /// Their names.
-pub const TABLES: [&str; 3] = ["topics", "records", "consumers"];
+pub const TABLES: [&str; 4] = ["topics", "records", "consumers", "begun"];
 
 /// First byte of every row.
 const VERSION: u8 = 1;
@@ -124,6 +126,25 @@ pub fn committed(row: &[u8]) -> Result<u64, StoreError> {
         let offset = reader.number()?;
         reader.finish()?;
         Ok(offset)
+    };
+    read().map_err(corrupt)
+}
+
+/// The row of what a consumer's subscriptions began with.
+pub fn begun_row(offset: u64, times: u64) -> Vec<u8> {
+    let mut row = vec![VERSION];
+    put_number(&mut row, offset);
+    put_number(&mut row, times);
+    row
+}
+
+/// Reads it.
+pub fn begun(row: &[u8]) -> Result<(u64, u64), StoreError> {
+    let read = || {
+        let mut reader = Reader::of_version(row, VERSION)?;
+        let row = (reader.number()?, reader.number()?);
+        reader.finish()?;
+        Ok(row)
     };
     read().map_err(corrupt)
 }

@@ -1,10 +1,13 @@
 //! A consumer's subscription of the embedded log: where it stands, and what it has read ahead.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::atomic::Ordering};
 
 use async_trait::async_trait;
 
-use super::{Bus as _, BusError, EmbeddedBus, Record, Start, Subscription};
+use super::{
+    Bus as _, BusError, EmbeddedBus, Record, Start, Subscription,
+    dead_letters::{DEAD_LETTERS_TOPIC, dead_letter},
+};
 
 /// Records, and bytes, that are read ahead in one go.
 const READ_AHEAD_RECORDS_MAX: usize = 256;
@@ -20,6 +23,8 @@ pub(super) struct EmbeddedSubscription {
     /// Offset of the next record to be given.
     position: u64,
     ahead: VecDeque<Record>,
+    /// Whether the first record given was counted.
+    counted: bool,
 }
 
 impl EmbeddedSubscription {
@@ -31,7 +36,46 @@ impl EmbeddedSubscription {
         position: u64,
     ) -> Self {
         let (topic, consumer) = (topic.to_owned(), consumer.to_owned());
-        Self { bus, topic, consumer, number, position, ahead: VecDeque::new() }
+        let counted = bus.inner.deliveries_max() == 0;
+        Self { bus, topic, consumer, number, position, ahead: VecDeque::new(), counted }
+    }
+
+    /// Counts that the first record ahead is given; puts it aside if that was tried too often.
+    async fn count(&mut self) -> Result<(), BusError> {
+        // If this is cancelled, one delivery is not counted; better than one too many.
+        while !std::mem::replace(&mut self.counted, true) {
+            let Some(record) = self.ahead.front() else {
+                self.counted = false;
+                return Ok(());
+            };
+            let offset = record.offset;
+            let times = self.bus.inner.begin(&self.topic, &self.consumer, offset).await;
+            let deliveries_max = self.bus.inner.deliveries_max();
+            match times {
+                Ok(times) if times <= u64::from(deliveries_max) => return Ok(()),
+                Ok(_) if self.topic == DEAD_LETTERS_TOPIC => return Ok(()),
+                Ok(_) => self.counted = false,
+                Err(error) => {
+                    self.counted = false;
+                    return Err(error);
+                }
+            }
+            let letter = dead_letter(&self.topic, &self.consumer, record, deliveries_max, true);
+            let (topic, consumer) = (&self.topic, &self.consumer);
+            for outcome in self.bus.publish_all(vec![letter]).await {
+                match outcome {
+                    // There is no place to put it aside: it is given again.
+                    Err(BusError::TooMany(_)) => return Ok(()),
+                    outcome => outcome?,
+                };
+            }
+            tracing::warn!(%topic, %consumer, offset, "a record is put among the dead letters");
+            self.bus.inner.dead_letters.fetch_add(1, Ordering::Relaxed);
+            self.bus.commit(topic, consumer, offset, false).await?;
+            self.ahead.pop_front();
+            self.position = offset + 1;
+        }
+        Ok(())
     }
 
     fn check(&self) -> Result<(), BusError> {
@@ -47,6 +91,9 @@ impl Subscription for EmbeddedSubscription {
     async fn next_some(&mut self, records_max: usize) -> Result<Vec<Record>, BusError> {
         loop {
             self.check()?;
+            if !self.ahead.is_empty() {
+                self.count().await?;
+            }
             if !self.ahead.is_empty() {
                 let count = records_max.max(1).min(self.ahead.len());
                 let taken: Vec<Record> = self.ahead.drain(..count).collect();

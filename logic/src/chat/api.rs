@@ -309,8 +309,7 @@ impl Api for Chat {
             reason => reason,
         };
         for session in &sessions {
-            self.core.metrics.kicked.inc();
-            self.core.gateways.close(session.address, Code::Kicked, reason);
+            self.core.close_session(session, Code::Kicked, reason);
         }
         Ok(KickUserResponse { sessions: sessions.len() as u32, ..KickUserResponse::default() })
     }

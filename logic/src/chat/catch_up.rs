@@ -18,6 +18,7 @@ use super::{
     online::{Finished, Pushed},
     sync::send_deliver,
 };
+use crate::storage::StoreError;
 
 /// A session whose catch-up has begun.
 struct Begun {
@@ -59,23 +60,26 @@ pub(crate) async fn run(core: Arc<Core>) {
 
 /// Reads what all of these have missed, and deals with each.
 async fn catch_up_together(core: Arc<Core>, begun: Vec<Begun>) {
-    // What is committed after this is held back: the rounds have begun.
-    let as_of = core.store.version();
     let user_ids: Vec<&str> = begun.iter().map(|begun| &*begun.session.user_id).collect();
-    let found = core
-        .store
-        .undelivered_of(
-            &user_ids,
-            as_of,
-            core.settings.catch_up_messages_max,
-            core.settings.catch_up_conversations_max,
-        )
-        .await;
-    let found: Vec<_> = match found {
-        Ok(found) => found.into_iter().map(Some).collect(),
+    let read = async {
+        // What is committed after this is held back: the rounds have begun.
+        let as_of = core.store.committed_version().await?;
+        let found = core
+            .store
+            .undelivered_of(
+                &user_ids,
+                as_of,
+                core.settings.catch_up_messages_max,
+                core.settings.catch_up_conversations_max,
+            )
+            .await?;
+        Ok::<_, StoreError>((as_of, found))
+    };
+    let (as_of, found): (_, Vec<_>) = match read.await {
+        Ok((as_of, found)) => (as_of, found.into_iter().map(Some).collect()),
         Err(error) => {
             tracing::error!(%error, "undelivered messages could not be read");
-            begun.iter().map(|_| None).collect()
+            (0, begun.iter().map(|_| None).collect())
         }
     };
     for (Begun { session, round, permit }, messages) in begun.into_iter().zip(found) {
@@ -111,19 +115,19 @@ async fn catch_up(
         let (as_of, messages) = match first.take() {
             Some(read) => read,
             None => {
-                // As above: the round has begun.
-                let as_of = core.store.version();
-                let undelivered = core
-                    .store
-                    .undelivered(
+                let read = async {
+                    // As above: the round has begun.
+                    let as_of = core.store.committed_version().await?;
+                    let undelivered = core.store.undelivered(
                         &session.user_id,
                         as_of,
                         settings.catch_up_messages_max,
                         settings.catch_up_conversations_max,
-                    )
-                    .await;
-                match undelivered {
-                    Ok(messages) => (as_of, messages),
+                    );
+                    Ok::<_, StoreError>((as_of, undelivered.await?))
+                };
+                match read.await {
+                    Ok(read) => read,
                     Err(error) => {
                         tracing::error!(%error, "undelivered messages could not be read");
                         sleep(Duration::from_millis(100) * 2_u32.pow(attempt.min(5))).await;

@@ -176,7 +176,7 @@ pub(crate) fn notify(core: &Core, out: &mut Batch<'_>, changed: &GroupChanged) {
     let mut send = |kind: u32, users: &[String]| {
         let mut receivers = Vec::new();
         core.online.deliveries().everybody(users, None, &mut receivers);
-        if !receivers.is_empty() {
+        if !receivers.is_empty() || core.peers.is_some() {
             let notice = Notice {
                 notice_id: Uuid::now_v7().to_string(),
                 r#type: kind,
@@ -185,6 +185,9 @@ pub(crate) fn notify(core: &Core, out: &mut Batch<'_>, changed: &GroupChanged) {
                 sent_at_ms: unix_ms(),
             };
             out.send_message(&receivers, command::NOTICE, &notice);
+            if let Some(peers) = &core.peers {
+                peers.to_users(users, command::NOTICE, &notice);
+            }
         }
     };
     if !changed.asked.is_empty() {

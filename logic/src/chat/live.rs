@@ -4,6 +4,8 @@
 //! forwarded; a retry of one is a second one. They run beside the chain, so their order among stored
 //! messages is not kept.
 
+use std::sync::Arc;
+
 use millrace_logic_sdk::{Refused, SessionAddress};
 use millrace_protocol::{
     Code,
@@ -13,7 +15,7 @@ use millrace_protocol::{
 
 use super::{Core, expiry, gate, messages};
 use crate::storage::{
-    StoreError, Target, Write,
+    Members, StoreError, Target, Write,
     conversation_id::{self, CONVERSATION_TYPE_GROUP, CONVERSATION_TYPE_SINGLE},
     extras::STATE_NORMAL,
 };
@@ -51,13 +53,9 @@ pub(crate) async fn send(
         }
         Target::Group(group_id) => (conversation_id::group(group_id), CONVERSATION_TYPE_GROUP),
     };
-    let mut receivers = Vec::new();
-    match &target {
-        Target::User(user_id) => {
-            let both = [&sender_id[..], user_id];
-            let users = if both[0] == both[1] { &both[..1] } else { &both[..] };
-            core.online.deliveries().everybody(users, except, &mut receivers);
-        }
+    let recipients: Members = match &target {
+        Target::User(user_id) if *user_id == sender_id => [Arc::from(&sender_id[..])].into(),
+        Target::User(user_id) => [Arc::from(&sender_id[..]), Arc::from(&user_id[..])].into(),
         Target::Group(group_id) => {
             let members = core.store.members(&conversation_id).await;
             let members = members.map_err(|error| unread(core, &error))?;
@@ -76,9 +74,9 @@ pub(crate) async fn send(
                     format!("What is not stored can be sent to groups of at most {max} members.");
                 return Err(Refused::new(Code::OverCapacity, reason));
             }
-            core.online.deliveries().everybody(members.iter(), except, &mut receivers);
+            members
         }
-    }
+    };
     let mut message = Message {
         conversation_id,
         conversation_type,
@@ -104,9 +102,9 @@ pub(crate) async fn send(
         ..SendReply::default()
     };
     core.metrics.messages_live.inc();
-    core.metrics.deliveries.inc_by(receivers.len() as u64);
     let deliver = Deliver { messages: vec![message] };
-    core.gateways.send_message(&receivers, command::DELIVER, &deliver);
+    let sessions = core.send_to_users(&recipients, except, command::DELIVER, &deliver);
+    core.metrics.deliveries.inc_by(sessions as u64);
     Ok(reply)
 }
 

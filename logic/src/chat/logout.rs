@@ -21,10 +21,11 @@ use millrace_logic_sdk::{Inbound, Refused, Session, SessionAddress};
 use millrace_protocol::{
     Code,
     chat::{LogoutEverywhere, LogoutEverywhereReply},
+    peer::SessionName,
 };
 
 use super::{
-    Core,
+    Core, peers,
     receiver::{decode, unix_ms},
 };
 use crate::{
@@ -223,6 +224,7 @@ pub(crate) async fn everywhere(
         }
     };
     let address = kept.as_ref().map(|kept| kept.address);
+    let kept_name = kept.as_ref().map(peers::name_of);
     let moment_ms = unix_ms();
     let wanted = Revocation {
         issued_before_ms: moment_ms,
@@ -247,6 +249,9 @@ pub(crate) async fn everywhere(
             told += 1;
         }
     }
+    if let Some(peers) = &core.peers {
+        peers.logged_out(user_id, moment_ms, kept_name, reason);
+    }
     Ok((told, in_force.issued_before_ms))
 }
 
@@ -269,6 +274,23 @@ pub(crate) async fn serve(core: &Core, inbound: &Inbound) {
             }
         }
         Err(refused) => core.refuse(inbound, refused.code, &refused.reason),
+    }
+}
+
+/// A user has logged out everywhere through another process: as there.
+pub(crate) fn heard(
+    core: &Core,
+    user_id: &str,
+    moment_ms: i64,
+    kept: Option<&SessionName>,
+    reason: &str,
+) {
+    let kept = kept.and_then(|name| core.online.find(name));
+    core.recent_logouts.begin(user_id, moment_ms, kept, core.online.now_ms());
+    for address in core.online.sessions_of(user_id) {
+        if core.recent_logouts.must_end(user_id, address) {
+            end(core, address, if reason.is_empty() { REASON } else { reason });
+        }
     }
 }
 

@@ -12,6 +12,8 @@ use prometheus_client::{
     registry::Registry as MetricsRegistry,
 };
 
+use crate::{bus::BusCounts, registry::RegistryStatus, storage::StoreFigures};
+
 /// Bucket edges of every duration of Millrace, in seconds.
 const SECONDS: [f64; 13] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -84,8 +86,24 @@ pub struct Metrics {
     pub(crate) offline_tokens_gone: Counter,
     pub(crate) reports_dropped: Counter,
     pub(crate) reports_delayed: Counter,
+    bus_dead_letters: Counter,
+    bus_again: Counter,
+    bus_refused: Counter,
+    bus_topics_made_again: Counter,
     pub(crate) presence_failed: Counter,
     pub(crate) kicked: Counter,
+    registry_connected: Gauge,
+    registry_processes: Gauge,
+    registry_degraded: Counter,
+    registry_calls_failed: Counter,
+    registry_rebuilds: Counter,
+    registry_fenced: Counter,
+    pub(crate) peer_events_heard: Counter,
+    pub(crate) peer_events_missed: Counter,
+    pub(crate) peer_events_told: Counter,
+    pub(crate) peer_events_dropped: Counter,
+    pub(crate) peer_gaps: Counter,
+    pub(crate) peer_messages_held: Gauge,
     pub(crate) presence_events: Counter,
     pub(crate) presence_streams_ended: Counter,
     pub(crate) presence_subscriptions: Gauge,
@@ -108,6 +126,12 @@ pub struct Metrics {
     pub(crate) search_bytes: Gauge,
     pub(crate) search_lag_seconds: Gauge<f64, AtomicU64>,
     pub(crate) search_notes_dropped: Counter,
+    store_connections: Gauge,
+    store_connections_max: Gauge,
+    store_connection_waits: Counter,
+    store_connects_failed: Counter,
+    store_retries: Counter,
+    store_given_up: Counter,
     pub(crate) word_rules: Gauge,
     pub(crate) word_reloads: Counter,
     pub(crate) word_reloads_failed: Counter,
@@ -164,8 +188,24 @@ impl Default for Metrics {
             offline_tokens_gone: Counter::default(),
             reports_dropped: Counter::default(),
             reports_delayed: Counter::default(),
+            bus_dead_letters: Counter::default(),
+            bus_again: Counter::default(),
+            bus_refused: Counter::default(),
+            bus_topics_made_again: Counter::default(),
             presence_failed: Counter::default(),
             kicked: Counter::default(),
+            registry_connected: Gauge::default(),
+            registry_processes: Gauge::default(),
+            registry_degraded: Counter::default(),
+            registry_calls_failed: Counter::default(),
+            registry_rebuilds: Counter::default(),
+            registry_fenced: Counter::default(),
+            peer_events_heard: Counter::default(),
+            peer_events_missed: Counter::default(),
+            peer_events_told: Counter::default(),
+            peer_events_dropped: Counter::default(),
+            peer_gaps: Counter::default(),
+            peer_messages_held: Gauge::default(),
             presence_events: Counter::default(),
             presence_streams_ended: Counter::default(),
             presence_subscriptions: Gauge::default(),
@@ -188,6 +228,12 @@ impl Default for Metrics {
             search_bytes: Gauge::default(),
             search_lag_seconds: Gauge::default(),
             search_notes_dropped: Counter::default(),
+            store_connections: Gauge::default(),
+            store_connections_max: Gauge::default(),
+            store_connection_waits: Counter::default(),
+            store_connects_failed: Counter::default(),
+            store_retries: Counter::default(),
+            store_given_up: Counter::default(),
             word_rules: Gauge::default(),
             word_reloads: Counter::default(),
             word_reloads_failed: Counter::default(),
@@ -266,13 +312,38 @@ impl Metrics {
             "reports_delayed",
                 "Times that reports waited because the bus took none; look at its disk",
                 reports_delayed;
+            "bus_dead_letters",
+                "Records no consumer got beyond, put on the topic dead_letters; look at its consumers",
+                bus_dead_letters;
+            "bus_again", "Questions to the bus's servers that were asked again; look at them", bus_again;
+            "bus_refused",
+                "Calls that the bus's servers did not answer within bus.nats.patience; look at them",
+                bus_refused;
+            "bus_topics_made_again",
+                "Topics whose stream had gone with its records; who deleted it?", bus_topics_made_again;
             "presence_failed", "Presence changes that the registry did not take", presence_failed;
+            "registry_connected", "1 while the shared registry answers; 0 where there is none", registry_connected;
+            "registry_processes", "Logic processes that share the registry", registry_processes;
+            "registry_degraded",
+                "Answers about presence from what this process knows alone, because the shared registry was away",
+                registry_degraded;
+            "registry_calls_failed", "Calls to the shared registry that failed", registry_calls_failed;
+            "registry_rebuilds",
+                "Times that the shared registry had lost presence and was told again", registry_rebuilds;
+            "registry_fenced",
+                "Sessions not taken as online because their gateway has a newer life", registry_fenced;
             "kicked", "Sessions ended by the device policy or an administrator", kicked;
+            "peer_events_heard", "Events heard of other logic processes", peer_events_heard;
+            "peer_events_missed", "Times that events of other logic processes were lost, and every session was caught up", peer_events_missed;
+            "peer_events_told", "Events told to other logic processes", peer_events_told;
+            "peer_events_dropped", "Events not told to other logic processes because too many waited; they notice, and read the store", peer_events_dropped;
+            "peer_gaps", "Messages whose predecessor another process had stored did not come in time, so that their receivers were caught up", peer_gaps;
             "presence_events", "Presence events pushed, counted per session", presence_events;
             "presence_streams_ended",
                 "Streams of presence ended because a service read them too slowly",
                 presence_streams_ended;
             "presence_subscriptions", "Subscriptions to users' presence", presence_subscriptions;
+            "peer_messages_held", "Messages that wait for an earlier one that another logic process has stored", peer_messages_held;
             "paced_buckets",
                 "Users, by kind of request, whose rate is in use; limits.paced_buckets_max bounds them",
                 paced_buckets;
@@ -304,6 +375,18 @@ impl Metrics {
             "search_notes_dropped",
                 "Messages that came faster than they are indexed; the index reads them from the store later",
                 search_notes_dropped;
+            "store_connections", "Connections to the database in use", store_connections;
+            "store_connections_max", "Connections to the database at most", store_connections_max;
+            "store_connection_waits",
+                "Times that all connections to the database were in use", store_connection_waits;
+            "store_connects_failed", "Connections to the database that were not made",
+                store_connects_failed;
+            "store_retries",
+                "Commits and questions that were tried again: the database was away, or somebody was faster",
+                store_retries;
+            "store_given_up",
+                "Commits and questions that did not work in time; their callers were told logic_unavailable",
+                store_given_up;
             "word_rules", "Rules of the list of words in force", word_rules;
             "word_reloads", "The list of words was read again and taken", word_reloads;
             "word_reloads_failed",
@@ -331,6 +414,39 @@ impl Metrics {
         self.gateway_shards.set(connected as i64);
         self.outbox_frames.set(gateways.iter().map(|g| g.outbox_frames as i64).sum());
         self.outbox_bytes.set(gateways.iter().map(|g| g.outbox_bytes as i64).sum());
+    }
+
+    /// Takes over how a registry fares that is shared with others.
+    pub(crate) fn take_registry(&self, status: &RegistryStatus) {
+        let take = |counter: &Counter, value| counter.inner().store(value, Ordering::Relaxed);
+        self.registry_connected.set(i64::from(status.connected));
+        self.registry_processes.set(status.processes as i64);
+        take(&self.registry_degraded, status.degraded);
+        take(&self.registry_calls_failed, status.calls_failed);
+        take(&self.registry_rebuilds, status.rebuilds);
+        take(&self.registry_fenced, status.fenced);
+        let queue = QueueLabel { queue: "registry" };
+        self.queued.get_or_create(&queue).set(status.users_waiting as i64);
+    }
+
+    /// Takes over what a store on a server says of itself.
+    pub(crate) fn take_store(&self, store: &StoreFigures) {
+        let take = |counter: &Counter, value| counter.inner().store(value, Ordering::Relaxed);
+        self.store_connections.set(store.connections_in_use as i64);
+        self.store_connections_max.set(store.connections_max as i64);
+        take(&self.store_connection_waits, store.connection_waits);
+        take(&self.store_connects_failed, store.connects_failed);
+        take(&self.store_retries, store.retries);
+        take(&self.store_given_up, store.given_up);
+    }
+
+    /// Takes over what the bus has counted.
+    pub(crate) fn take_bus(&self, counted: BusCounts) {
+        let take = |counter: &Counter, value| counter.inner().store(value, Ordering::Relaxed);
+        take(&self.bus_dead_letters, counted.dead_letters);
+        take(&self.bus_again, counted.again);
+        take(&self.bus_refused, counted.refused);
+        take(&self.bus_topics_made_again, counted.made_again);
     }
 
     /// The exposition, in the OpenMetrics text format.

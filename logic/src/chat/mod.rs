@@ -50,10 +50,12 @@ mod live;
 mod logout;
 mod messages;
 mod metrics;
+mod moved_away;
 mod notices;
 mod offline_push;
 mod online;
 mod paces;
+mod peers;
 mod presence;
 mod presence_requests;
 mod processor;
@@ -68,6 +70,7 @@ mod reports;
 mod room_directory;
 mod rooms;
 mod search;
+mod session_log;
 mod sessions_api;
 mod settings;
 mod sync;
@@ -80,7 +83,7 @@ use std::{
     time::Duration,
 };
 
-use millrace_logic_sdk::{Accepted, Backend, Gateways, Inbound, Login, Refused, Session};
+use millrace_logic_sdk::{Accepted, Backend, Ended, Gateways, Inbound, Login, Refused, Session};
 use millrace_protocol::{Code, chat::Notice, command};
 use tokio::{
     sync::{Notify, Semaphore, mpsc, watch},
@@ -105,6 +108,7 @@ use notices::{Ack, Notices};
 use offline_push::Pusher;
 use online::{HeldMax, Online, Rates};
 use paces::{PacedRates, Paces};
+use peers::Peers;
 use processor::Job;
 use rate::Rate;
 use reports::Business;
@@ -116,6 +120,7 @@ pub use gate::{SendGate, SendGates};
 pub use messages::MessageSettings;
 pub use metrics::Metrics;
 pub use offline_push::{OfflinePush, OfflinePushSettings};
+pub use peers::{PeerEvents, PeerSettings};
 pub use presence_requests::{OpenPresence, PresencePolicy};
 pub use profiles::{NoProfiles, Profile, Profiles};
 pub(crate) use receiver::unix_ms;
@@ -153,6 +158,8 @@ pub struct Foundation {
     pub push: Option<OfflinePush>,
     /// What people call each other.
     pub profiles: Arc<dyn Profiles>,
+    /// The other logic processes of the fleet; `None`: this one is alone.
+    pub peers: Option<PeerEvents>,
 }
 
 /// See the module.
@@ -196,6 +203,7 @@ pub(crate) struct Core {
     pub words: Words,
     pub pusher: Option<Arc<Pusher>>,
     pub assigned: Assigned,
+    pub peers: Option<Peers>,
     pub metrics: Metrics,
     pub lifecycle_waker: Notify,
     pub catch_up_waker: Notify,
@@ -284,6 +292,8 @@ impl Chat {
         let consumers = Arc::new(Semaphore::new(settings.consumers_waiting_max));
         let metrics = Metrics::default();
         let (words, findings) = Words::new(foundation.words, &metrics);
+        let (peers, listener) = foundation.peers.map(|peers| peers.split(settings.peers)).unzip();
+        let version = foundation.store.version();
         let core = Arc::new(Core {
             online: Online::new(rates, held_max, Paces::new(paced, settings.paced_buckets_max)),
             words,
@@ -309,6 +319,7 @@ impl Chat {
             gateways,
             pusher: pusher.map(Arc::new),
             assigned: Assigned::default(),
+            peers,
             metrics,
             lifecycle_waker: Notify::new(),
             catch_up_waker: Notify::new(),
@@ -316,9 +327,22 @@ impl Chat {
             stop: Stop(watch::Sender::new(false)),
             consumers,
         });
+        let observing = Arc::downgrade(&core);
+        core.rooms.directory.observe(Box::new(move |changes| {
+            if let Some(core) = observing.upgrade() {
+                room_directory::changed(&core, changes);
+            }
+        }));
+        let fleet = listener.map(|listener| {
+            let settings = core.settings.peers;
+            let (to_sync, heard) = mpsc::channel(settings.heard_queued_max.max(1));
+            tokio::spawn(peers::run(core.clone(), listener, to_sync));
+            tokio::spawn(peers::rooms::run(core.clone()));
+            sync::Fleet::new(peers::feed::Feed::new(settings.feed(), version), heard)
+        });
         let stages = vec![
             tokio::spawn(processor::run(core.clone(), jobs, commits)),
-            tokio::spawn(sync::run(core.clone(), committed)),
+            tokio::spawn(sync::run(core.clone(), committed, fleet)),
             tokio::spawn(reads::run(core.clone(), to_read, writes.clone())),
             tokio::spawn(reports::run(core.clone(), to_publish)),
             tokio::spawn(notices::acknowledge(core.clone(), to_mark)),
@@ -352,7 +376,11 @@ impl Chat {
                 }
             }
         });
-        done.await.is_ok()
+        let done = done.await.is_ok();
+        if let Some(peers) = &self.core.peers {
+            peers.leave().await;
+        }
+        done
     }
 
     /// What is counted.
@@ -369,6 +397,7 @@ impl Chat {
         sessions("tcp").set(tcp as i64);
         sessions("websocket").set(websocket as i64);
         metrics.take_link(&self.core.gateways.counters(), &self.core.gateways.gateways());
+        metrics.take_bus(self.core.bus.counts());
         let words = self.core.words.status();
         metrics.word_rules.set(words.rules as i64);
         metrics.word_reloads.inner().store(words.reloads, Ordering::Relaxed);
@@ -383,6 +412,17 @@ impl Chat {
                 .queued
                 .get_or_create(&QueueLabel { queue: "search" })
                 .set(search.waiting as i64);
+        }
+        if let Some(status) = self.core.registry.status() {
+            metrics.take_registry(&status);
+        }
+        if let Some(store) = self.core.store.figures() {
+            metrics.take_store(&store);
+        }
+        if let Some(peers) = &self.core.peers {
+            let counts = peers.counts();
+            metrics.peer_events_told.inner().store(counts.told, Ordering::Relaxed);
+            metrics.peer_events_dropped.inner().store(counts.dropped, Ordering::Relaxed);
         }
         metrics.users.set(self.core.online.users() as i64);
         let gauge = |queue, queued: usize, max: usize| {
@@ -413,18 +453,13 @@ impl Chat {
 
     /// Pushes a NOTICE to every session of a user; who is away does not get it later.
     pub fn notify(&self, user_id: &str, kind: u32, body: String) {
-        let mut receivers = Vec::new();
-        self.core.online.deliveries().everybody([user_id], None, &mut receivers);
-        if receivers.is_empty() {
-            return;
-        }
         let notice = Notice {
             notice_id: Uuid::now_v7().to_string(),
             r#type: kind,
             body,
             sent_at_ms: unix_ms(),
         };
-        self.core.gateways.send_message(&receivers, command::NOTICE, &notice);
+        self.core.send_to_users(&[user_id], None, command::NOTICE, &notice);
     }
 
     /// The way in; `None` once it is closed.
@@ -449,6 +484,7 @@ impl Backend for Chat {
     }
 
     fn session_started(&self, session: Arc<Session>) {
+        session_log::note(session_log::STARTED, &session, None);
         self.core.online.start(session.clone(), false);
         room_directory::session_up(&self.core, &session);
         self.core.notices.session_up(&session);
@@ -464,9 +500,15 @@ impl Backend for Chat {
         self.receive(frames).await;
     }
 
-    fn session_ended(&self, session: Arc<Session>, _code: Code) {
+    fn session_ended(&self, session: Arc<Session>, ended: Ended) {
+        let act = if ended == Ended::Moved { session_log::MOVED } else { session_log::ENDED };
+        session_log::note(act, &session, Some(ended.code()));
         self.core.watchers.forget(SubscriberId::Session(session.address));
-        self.core.online.end(session);
+        if ended == Ended::Moved {
+            self.core.online.move_away(session);
+        } else {
+            self.core.online.end(session);
+        }
         self.core.lifecycle_waker.notify_one();
     }
 
@@ -478,6 +520,7 @@ impl Backend for Chat {
 
     fn sessions_replayed(&self, started: Vec<Arc<Session>>, kept: Vec<Arc<Session>>) {
         for session in started {
+            session_log::note(session_log::LISTED, &session, None);
             self.core.online.start(session.clone(), true);
             room_directory::session_up(&self.core, &session);
             self.core.notices.session_up(&session);

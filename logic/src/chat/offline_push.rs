@@ -21,10 +21,12 @@ use millrace_protocol::chat::Message;
 use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::{Semaphore, mpsc},
-    time::{sleep, sleep_until},
+    time::sleep,
 };
 
-use super::{Core, metrics::ProviderLabel, online::Deliveries, receiver::unix_ms};
+use super::{
+    Core, metrics::ProviderLabel, online::Deliveries, processor::until, receiver::unix_ms,
+};
 use crate::{
     push::{Delivery, Note, PushProvider, Token, TokenStore},
     storage::{ConversationPage, StoreError, extras::STATE_NORMAL},
@@ -223,7 +225,7 @@ pub(crate) async fn run(core: Arc<Core>, pusher: Arc<Pusher>, mut missed: mpsc::
                     core.metrics.offline_collapsed.inc();
                 }
             }
-            () = until(moment) => {
+            () = until(moment.map(Into::into)) => {
                 while let Some((user_id, told)) = waiting.take(Instant::now()) {
                     let permit = tokio::select! {
                         permit = permits.clone().acquire_owned() => permit,
@@ -243,16 +245,24 @@ pub(crate) async fn run(core: Arc<Core>, pusher: Arc<Pusher>, mut missed: mpsc::
     }
 }
 
-async fn until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => sleep_until(moment.into()).await,
-        None => std::future::pending().await,
+/// Whether the user has a session whose home is another process. A registry that cannot be asked does
+/// not keep anybody from being told.
+async fn is_online_elsewhere(core: &Core, user_id: &str) -> bool {
+    if core.peers.is_none() {
+        return false;
+    }
+    match core.registry.sessions_of(&[user_id]).await {
+        Ok(found) => found.iter().any(|sessions| !sessions.is_empty()),
+        Err(error) => {
+            tracing::warn!(%error, "it is not known whether a user is online elsewhere");
+            false
+        }
     }
 }
 
 /// Tells one user of one conversation, on each device, unless there is no need any more.
 async fn tell(core: &Core, pusher: &Pusher, user_id: &str, told: &Told) {
-    if core.online.deliveries().is_online(user_id) {
+    if core.online.deliveries().is_online(user_id) || is_online_elsewhere(core, user_id).await {
         core.metrics.offline_spared.inc();
         return;
     }

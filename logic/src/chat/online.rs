@@ -11,7 +11,9 @@
 //! (everything up to the version of that moment) and pushed. [`Online::finish_catch_up`] then
 //! hands out what was held, without what was pushed already, and the session is *live*. A commit
 //! that was durable before the read, but whose deliveries were not yet sent, is recognised by the
-//! highest sequence pushed in its conversation.
+//! highest sequence pushed in its conversation. Where other processes store messages as well, their
+//! events may come so late that the session was caught up once more meanwhile; so what was pushed is
+//! remembered over catch-ups that follow each other, until no event of before can come any more.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map},
@@ -23,6 +25,7 @@ use millrace_logic_sdk::{Session, SessionAddress};
 use millrace_protocol::{
     chat::Message,
     link::{Encoding, Transport},
+    peer::SessionName,
 };
 use prost::Message as _;
 
@@ -46,6 +49,21 @@ pub(crate) enum Lifecycle {
     Returned(Arc<Session>),
     /// A session that is gone.
     Ended(Arc<Session>),
+    /// A session that another logic process serves from now on.
+    Moved(Arc<Session>),
+}
+
+impl Lifecycle {
+    /// Whose session it is about.
+    pub(crate) fn user_id(&self) -> &str {
+        match self {
+            Self::Started(session)
+            | Self::Replayed(session)
+            | Self::Returned(session)
+            | Self::Ended(session)
+            | Self::Moved(session) => &session.user_id,
+        }
+    }
 }
 
 /// The rates of [`Online::admit`].
@@ -113,6 +131,11 @@ struct CatchingUp {
     held: Vec<Message>,
     held_bytes: usize,
     overflowed: bool,
+    /// The first round since the link was whole or the session live: what it and later ones have pushed has
+    /// arrived.
+    since: u64,
+    /// What catch-ups before this one have pushed.
+    earlier: Option<Box<Pushed>>,
 }
 
 impl CatchingUp {
@@ -132,9 +155,23 @@ impl CatchingUp {
 }
 
 impl Delivery {
-    fn catching_up(round: u64) -> Self {
+    fn catching_up(round: u64, earlier: Option<Box<Pushed>>) -> Self {
         let held = Vec::new();
-        Self::CatchingUp(Box::new(CatchingUp { round, held, held_bytes: 0, overflowed: false }))
+        let (held_bytes, overflowed, since) = (0, false, round);
+        let all = CatchingUp { round, held, held_bytes, overflowed, since, earlier };
+        Self::CatchingUp(Box::new(all))
+    }
+
+    /// Catches up once more. What was pushed before is remembered, as its events may still be on their way.
+    fn begin(&mut self, round: u64) {
+        let (earlier, since) = match self {
+            Self::CatchingUp(catching_up) => (catching_up.earlier.take(), catching_up.since),
+            Self::Live { pushed } => (pushed.take(), round),
+        };
+        *self = Self::catching_up(round, earlier);
+        if let Self::CatchingUp(catching_up) = self {
+            catching_up.since = since;
+        }
     }
 
     fn is_round(&self, wanted: u64) -> bool {
@@ -151,7 +188,23 @@ pub(crate) struct Pushed {
     pub highest: HashMap<String, u64>,
 }
 
+/// Conversations of which it is remembered how far they were pushed. Above it only the newest catch-up is
+/// remembered, so that a message may be pushed again after later ones if its event is late.
+const PUSHED_CONVERSATIONS_MAX: usize = 1_024;
+
 impl Pushed {
+    /// Adds what an earlier catch-up has pushed.
+    fn add(&mut self, earlier: Self) {
+        self.as_of = self.as_of.max(earlier.as_of);
+        if self.highest.len() + earlier.highest.len() > PUSHED_CONVERSATIONS_MAX {
+            return;
+        }
+        for (conversation_id, sequence) in earlier.highest {
+            let highest = self.highest.entry(conversation_id).or_default();
+            *highest = sequence.max(*highest);
+        }
+    }
+
     /// What became of a message later (it was revoked, say) is news also to who has the message.
     pub(crate) fn covers(&self, message: &Message) -> bool {
         if message.state != STATE_NORMAL {
@@ -210,7 +263,7 @@ impl Online {
             return;
         }
         table.rounds += 1;
-        let delivery = Delivery::catching_up(table.rounds);
+        let delivery = Delivery::catching_up(table.rounds, None);
         user.sessions.push(Entry { session: session.clone(), delivery });
         table.sessions += 1;
         table.websockets += usize::from(session.transport == Transport::Websocket);
@@ -228,13 +281,31 @@ impl Online {
         if may_be_over(&session.user_id) {
             table.lifecycle.push_back(Lifecycle::Returned(session.clone()));
         }
-        if let Some(round) = table.begin_catch_up(&session) {
+        let round = table.rounds + 1;
+        if let Some(entry) = table.entry(&session.user_id, session.address) {
+            // What was pushed before may not have arrived.
+            entry.delivery = Delivery::catching_up(round, None);
+            table.rounds = round;
             table.catch_ups.push_back((session, round));
         }
     }
 
     /// A session is gone.
     pub(crate) fn end(&self, session: Arc<Session>) {
+        self.remove(session, Lifecycle::Ended);
+    }
+
+    /// A session is at home with another logic process.
+    pub(crate) fn move_away(&self, session: Arc<Session>) {
+        self.remove(session, Lifecycle::Moved);
+    }
+
+    /// Whether a session is at home here.
+    pub(crate) fn has(&self, session: &Session) -> bool {
+        self.table().entry(&session.user_id, session.address).is_some()
+    }
+
+    fn remove(&self, session: Arc<Session>, what: impl FnOnce(Arc<Session>) -> Lifecycle) {
         let mut table = self.table();
         let table = &mut *table;
         let hash_map::Entry::Occupied(mut user) = table.users.entry(session.user_id.clone()) else {
@@ -250,7 +321,7 @@ impl Online {
         }
         table.sessions -= 1;
         table.websockets -= usize::from(session.transport == Transport::Websocket);
-        table.lifecycle.push_back(Lifecycle::Ended(session));
+        table.lifecycle.push_back(what(session));
     }
 
     /// The next thing for the lifecycle task.
@@ -283,6 +354,27 @@ impl Online {
         let table = self.table();
         let sessions = table.users.get(user_id).map(|user| &user.sessions);
         sessions.into_iter().flatten().map(|entry| entry.session.address).collect()
+    }
+
+    /// The session of this name, if this process is its home.
+    pub(crate) fn find(&self, name: &SessionName) -> Option<SessionAddress> {
+        let table = self.table();
+        let user = table.users.get(&name.user_id[..])?;
+        let found = user.sessions.iter().map(|entry| &entry.session).find(|session| {
+            session.address.session_id == name.session_id
+                && session.logged_in_at_ms == name.logged_in_at_ms
+                && *session.gateway_id == *name.gateway_id
+        })?;
+        Some(found.address)
+    }
+
+    /// Messages were lost on their way here, it is not known whose: everybody is to be caught up.
+    pub(crate) fn catch_up_everybody(&self) {
+        let mut table = self.table();
+        let table = &mut *table;
+        for user in table.users.values_mut() {
+            user.begin_catch_ups(&mut table.rounds, &mut table.catch_ups);
+        }
     }
 
     /// Takes one request off a user's rate, whether online or not. Err holds how long to wait, in
@@ -344,7 +436,7 @@ impl Online {
         &self,
         session: &Session,
         finished_round: u64,
-        pushed: Pushed,
+        mut pushed: Pushed,
         send: impl FnOnce(Vec<Message>),
     ) -> Finished {
         let mut table = self.table();
@@ -355,11 +447,16 @@ impl Online {
         let Delivery::CatchingUp(catching_up) = &mut entry.delivery else {
             return Finished::Void;
         };
-        if catching_up.round != finished_round {
+        if finished_round < catching_up.since {
             return Finished::Void;
         }
-        if catching_up.overflowed {
-            return Finished::Again;
+        if let Some(earlier) = catching_up.earlier.take() {
+            pushed.add(*earlier);
+        }
+        let is_wanted = catching_up.round == finished_round;
+        if !is_wanted || catching_up.overflowed {
+            catching_up.earlier = Some(Box::new(pushed));
+            return if is_wanted { Finished::Again } else { Finished::Void };
         }
         let mut held = std::mem::take(&mut catching_up.held);
         held.retain(|message| !pushed.covers(message));
@@ -390,11 +487,12 @@ pub(crate) struct Deliveries<'a> {
 
 impl Deliveries<'_> {
     /// Appends the live sessions of these users that get this message to `receivers`. Those that
-    /// are catching up have it put aside; `except` has it already.
+    /// are catching up have it put aside; `except` has it already. `settled`: everything stored up to
+    /// this version was handed out before.
     pub(crate) fn targets(
         &mut self,
         message: &Message,
-        version: u64,
+        settled: u64,
         users: &[Arc<str>],
         except: Option<SessionAddress>,
         receivers: &mut Vec<Receiver>,
@@ -411,11 +509,10 @@ impl Deliveries<'_> {
                     }
                     Delivery::Live { pushed } => {
                         if let Some(earlier) = pushed {
-                            if version <= earlier.as_of {
-                                if earlier.covers(message) {
-                                    continue;
-                                }
-                            } else {
+                            if earlier.covers(message) {
+                                continue;
+                            }
+                            if settled >= earlier.as_of {
                                 *pushed = None;
                             }
                         }
@@ -424,6 +521,18 @@ impl Deliveries<'_> {
                 }
             }
         }
+    }
+
+    /// Messages to these users were lost on their way here: their sessions are to be caught up. Says
+    /// whether there are any.
+    pub(crate) fn catch_up(&mut self, user_ids: &[Arc<str>]) -> bool {
+        let table = &mut *self.table;
+        let before = table.catch_ups.len();
+        for user_id in user_ids {
+            let Some(user) = table.users.get_mut(user_id) else { continue };
+            user.begin_catch_ups(&mut table.rounds, &mut table.catch_ups);
+        }
+        table.catch_ups.len() > before
     }
 
     /// Whether the user has a session.
@@ -456,6 +565,17 @@ impl Deliveries<'_> {
     }
 }
 
+impl User {
+    /// Begins a catch-up of every session, or begins it anew.
+    fn begin_catch_ups(&mut self, rounds: &mut u64, catch_ups: &mut VecDeque<(Arc<Session>, u64)>) {
+        for entry in &mut self.sessions {
+            *rounds += 1;
+            entry.delivery.begin(*rounds);
+            catch_ups.push_back((entry.session.clone(), *rounds));
+        }
+    }
+}
+
 impl Table {
     fn entry(&mut self, user_id: &str, address: SessionAddress) -> Option<&mut Entry> {
         self.users.get_mut(user_id)?.sessions.iter_mut().find(|e| e.session.address == address)
@@ -464,11 +584,11 @@ impl Table {
     fn begin_catch_up(&mut self, session: &Session) -> Option<u64> {
         let next = self.rounds + 1;
         let entry = self.entry(&session.user_id, session.address)?;
-        entry.delivery = Delivery::catching_up(next);
+        entry.delivery.begin(next);
         self.rounds = next;
         Some(next)
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -3,13 +3,22 @@
 //! The registry may be away; it is told a few times, then the failure is counted and the session
 //! lives on, because presence is a view and not the truth: gateways list their sessions again.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    sync::Arc,
+    time::Duration,
+};
 
 use millrace_logic_sdk::{Accepted, Login, Refused, Session};
 use millrace_protocol::Code;
-use tokio::time::sleep;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until},
+};
 
-use super::{Core, logout, online::Lifecycle, paces::Paced, receiver::unix_ms};
+use super::{
+    Core, logout, moved_away::MovedAway, online::Lifecycle, paces::Paced, receiver::unix_ms,
+};
 use crate::{
     login::authenticate,
     registry::{RegistryError, SessionRecord},
@@ -73,18 +82,91 @@ pub(crate) async fn refresh(core: &Core, session: &Session, token: &str) -> Resu
 }
 
 /// Tells the registry of every start and end, in order, and applies the device policy, until
-/// [`Core::stop`]: the registry of this process ends with it.
+/// [`Core::stop`]: what this process states ends with it.
 pub(crate) async fn run(core: Arc<Core>) {
+    let lanes = Lanes::start(&core);
+    let mut moved = MovedAway::default();
     loop {
-        match core.online.next_lifecycle() {
-            Some(Lifecycle::Started(session)) => started(&core, &session, false).await,
-            Some(Lifecycle::Replayed(session)) => started(&core, &session, true).await,
-            Some(Lifecycle::Returned(session)) => logout::check_returned(&core, &session).await,
-            Some(Lifecycle::Ended(session)) => ended(&core, &session).await,
-            None => tokio::select! {
-                () = core.lifecycle_waker.notified() => {}
-                () = core.stop.said() => return,
-            },
+        let next = match core.online.next_lifecycle() {
+            // Where no other process asks, nobody is to be waited for.
+            Some(Lifecycle::Moved(session)) if lanes.is_some() => {
+                let over = moved.add(session, Instant::now());
+                over.filter(|session| !core.online.has(session)).map(Lifecycle::Ended)
+            }
+            Some(next) => Some(next),
+            None => {
+                let due = moved.due_at();
+                tokio::select! {
+                    () = core.lifecycle_waker.notified() => {}
+                    () = core.stop.said() => return,
+                    () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+                }
+                None
+            }
+        };
+        if let Some(next) = next {
+            hand_on(&core, lanes.as_ref(), next).await;
+        }
+        if moved.due_at().is_some() {
+            let now = Instant::now();
+            while let Some(session) = moved.take_due(now) {
+                // It may have come back; then it ends another time.
+                if !core.online.has(&session) {
+                    hand_on(&core, lanes.as_ref(), Lifecycle::Ended(session)).await;
+                }
+            }
+        }
+    }
+}
+
+async fn hand_on(core: &Core, lanes: Option<&Lanes>, next: Lifecycle) {
+    match lanes {
+        None => deal_with(core, next).await,
+        Some(lanes) => lanes.add(next).await,
+    }
+}
+
+async fn deal_with(core: &Core, next: Lifecycle) {
+    match next {
+        Lifecycle::Started(session) => started(core, &session, false).await,
+        Lifecycle::Replayed(session) => started(core, &session, true).await,
+        Lifecycle::Returned(session) => logout::check_returned(core, &session).await,
+        Lifecycle::Ended(session) | Lifecycle::Moved(session) => ended(core, &session).await,
+    }
+}
+
+/// What waits in one lane. Full: all lanes wait; the rest is in the table of sessions.
+const LANE_QUEUED_MAX: usize = 16;
+
+/// Tasks that tell a registry which takes its time: of one user in order, of different ones at once.
+struct Lanes {
+    hasher: RandomState,
+    lanes: Vec<mpsc::Sender<Lifecycle>>,
+}
+
+impl Lanes {
+    /// None where the registry answers at once: then one after the other is the fastest.
+    fn start(core: &Arc<Core>) -> Option<Self> {
+        let count = core.registry.in_flight_max();
+        let lane = |_| {
+            let (lane, mut queued) = mpsc::channel(LANE_QUEUED_MAX);
+            let core = Arc::clone(core);
+            tokio::spawn(async move {
+                while let Some(next) = queued.recv().await {
+                    deal_with(&core, next).await;
+                }
+            });
+            lane
+        };
+        (count > 1)
+            .then(|| Self { hasher: RandomState::new(), lanes: (0..count).map(lane).collect() })
+    }
+
+    async fn add(&self, next: Lifecycle) {
+        let lane = self.hasher.hash_one(next.user_id()) as usize % self.lanes.len();
+        // A lane that panicked is a bug of ours, and that session's presence is what it costs.
+        if self.lanes[lane].send(next).await.is_err() {
+            tracing::error!("a task that tells the registry of sessions had failed");
         }
     }
 }
@@ -114,8 +196,9 @@ async fn started(core: &Core, session: &Arc<Session>, replayed: bool) {
     match core.settings.sessions.decide(&others, &newest) {
         Ok(kicks) => {
             for kick in kicks {
-                core.metrics.kicked.inc();
-                core.gateways.close(kick.address, Code::Replaced, kick.reason);
+                if let Some(other) = others.iter().find(|other| other.address == kick.address) {
+                    core.close_session(other, Code::Replaced, kick.reason);
+                }
             }
         }
         // Two logins at once passed the bound together.
@@ -130,8 +213,16 @@ async fn ended(core: &Core, session: &Arc<Session>) {
     changed(core, &session.user_id);
 }
 
-/// Somebody may want to know.
+/// Somebody may want to know, here or elsewhere.
 fn changed(core: &Core, user_id: &str) {
+    if let Some(peers) = &core.peers {
+        peers.presence_changed(vec![user_id.to_owned()]);
+    }
+    changed_here(core, user_id);
+}
+
+/// Somebody may want to know.
+pub(crate) fn changed_here(core: &Core, user_id: &str) {
     if core.watchers.mark(user_id) {
         core.watchers_waker.notify_one();
     }

@@ -111,6 +111,8 @@ pub(crate) async fn run(
                     continue;
                 }
             }
+            // A batch of nothing but cursor moves that nobody waits for is not worth a commit of its own
+            // yet: most likely a message comes along soon, and takes them with it.
             () = until(company_until), if may_begin => {}
         }
         company_until = None;
@@ -123,9 +125,8 @@ pub(crate) async fn run(
     }
 }
 
-/// A batch of nothing but cursor moves that nobody waits for is not worth a commit of its own yet:
-/// most likely a message comes along soon, and takes them with it.
-async fn until(deadline: Option<tokio::time::Instant>) {
+/// Waits until a moment; without one, for ever.
+pub(crate) async fn until(deadline: Option<tokio::time::Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,

@@ -159,18 +159,22 @@ impl Core {
                 let (sessions, marks) = notices::push_live(self, &user_ids, &notice);
                 response.targets = user_ids.len() as u64;
                 response.sessions = sessions;
+                if let Some(peers) = &self.peers {
+                    peers.to_users(&user_ids, command::NOTICE, &notice);
+                }
                 notices::mark(self, marks).await;
             }
             Targets::Rooms(room_ids) => {
                 for room_id in room_ids {
                     let publish =
                         self.gateways.publish_room(&room_id, command::NOTICE, &notice, None);
-                    response.sessions += publish;
+                    response.sessions += publish + self.members_elsewhere(&room_id);
                 }
             }
             Targets::Everyone => {
                 self.metrics.broadcasts.inc();
-                response.sessions = self.gateways.broadcast(command::NOTICE, &notice);
+                let here = self.gateways.broadcast(command::NOTICE, &notice);
+                response.sessions = here + self.sessions_elsewhere();
             }
         }
         Ok(response)

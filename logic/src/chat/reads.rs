@@ -293,23 +293,19 @@ async fn group_by_id(core: &Core, inbound: &Inbound) {
 async fn typing(core: &Core, inbound: &Inbound) {
     let Some(Typing { conversation_id, .. }) = decode(core, inbound) else { return };
     let user_id = &*inbound.session.user_id;
-    let mut receivers = Vec::new();
-    match ConversationName::parse(&conversation_id) {
+    let others: Vec<Arc<str>> = match ConversationName::parse(&conversation_id) {
         Some(name @ ConversationName::Single(..)) => {
             let Some(peer) = name.peer_of(user_id) else {
                 return core.refuse(inbound, Code::NotPermitted, NOT_A_MEMBER);
             };
-            if peer != user_id {
-                core.online.deliveries().everybody([peer], None, &mut receivers);
-            }
+            if peer == user_id { vec![] } else { vec![Arc::from(peer)] }
         }
         Some(ConversationName::Group(_)) => match core.store.members(&conversation_id).await {
             Ok(Some(members)) if members.iter().any(|m| **m == *user_id) => {
                 // In a large group somebody is always typing, and nobody wants to know.
                 let is_small = members.len() <= core.settings.messages.typing_members_max;
                 let members = if is_small { &members[..] } else { &[] };
-                let others = members.iter().filter(|m| ***m != *user_id);
-                core.online.deliveries().everybody(others, None, &mut receivers);
+                members.iter().filter(|m| ***m != *user_id).cloned().collect()
             }
             Ok(Some(_)) => return core.refuse(inbound, Code::NotPermitted, NOT_A_MEMBER),
             Ok(None) => return core.refuse(inbound, Code::NotFound, Code::NotFound.sentence()),
@@ -322,9 +318,9 @@ async fn typing(core: &Core, inbound: &Inbound) {
             let reason = "This is not the id of a conversation.";
             return core.refuse(inbound, Code::BadRequest, reason);
         }
-    }
+    };
     let typing = Typing { conversation_id, user_id: user_id.to_owned() };
-    core.gateways.send_message(&receivers, command::TYPING, &typing);
+    core.send_to_users(&others, None, command::TYPING, &typing);
     inbound.reply(empty_body(inbound));
 }
 

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -68,29 +69,32 @@ impl Receipts {
         self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
     }
 
-    /// Everything pending, each with the sessions that get it.
-    pub(crate) fn take(&mut self, deliveries: &Deliveries<'_>) -> Vec<(Receipt, Vec<Receiver>)> {
+    /// Everything pending, each with the sessions that get it here. `others` is called with each and
+    /// its users, whose homes may be elsewhere too.
+    pub(crate) fn take(
+        &mut self,
+        deliveries: &Deliveries<'_>,
+        mut others: impl FnMut(&Receipt, &[Arc<str>]),
+    ) -> Vec<(Receipt, Vec<Receiver>)> {
         self.due = None;
         let mut out = Vec::with_capacity(self.pending.len());
         for ((conversation_id, user_id), pending) in self.pending.drain() {
+            let users = match pending.members.len() <= self.members_max {
+                true => pending.members,
+                false => [Arc::from(&user_id[..])].into(),
+            };
             let mut receivers = Vec::new();
-            if pending.members.len() <= self.members_max {
-                deliveries.everybody(pending.members.iter(), pending.except, &mut receivers);
-            } else {
-                deliveries.everybody([&user_id], pending.except, &mut receivers);
+            deliveries.everybody(users.iter(), pending.except, &mut receivers);
+            let receipt = Receipt {
+                conversation_id,
+                user_id,
+                delivered_sequence: pending.delivered,
+                read_sequence: pending.read,
+            };
+            others(&receipt, &users);
+            if !receivers.is_empty() {
+                out.push((receipt, receivers));
             }
-            if receivers.is_empty() {
-                continue;
-            }
-            out.push((
-                Receipt {
-                    conversation_id,
-                    user_id,
-                    delivered_sequence: pending.delivered,
-                    read_sequence: pending.read,
-                },
-                receivers,
-            ));
         }
         out
     }
@@ -135,7 +139,7 @@ mod tests {
             held,
             Paces::new(PacedRates::all(rate), 1),
         );
-        assert!(receipts.take(&online.deliveries()).is_empty());
+        assert!(receipts.take(&online.deliveries(), |_, _| {}).is_empty());
         assert_eq!(receipts.due(), None);
     }
 }

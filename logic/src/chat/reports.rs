@@ -6,6 +6,9 @@
 //! the link's credit runs out, the clients' TCP windows close, and nothing is lost. What was under
 //! way when this process is killed, and was not on the bus yet, is lost; nothing after that is.
 //!
+//! A bus that gave no answer may have taken a report all the same. So each has an id, under which it is
+//! published again until there is an answer, and the bus keeps it once.
+//!
 //! What the bus will never take (a bad name, one topic too many) is refused and counted.
 
 use std::{sync::Arc, time::Duration};
@@ -13,6 +16,7 @@ use std::{sync::Arc, time::Duration};
 use millrace_logic_sdk::Inbound;
 use millrace_protocol::{Code, chat::Report};
 use tokio::{sync::mpsc, time::sleep};
+use uuid::Uuid;
 
 use super::{Core, sync::empty_body};
 use crate::bus::{BusError, NewRecord};
@@ -28,6 +32,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 pub(crate) struct Business {
     pub report: Report,
     pub inbound: Inbound,
+    /// Under which it goes to the bus, however often that takes.
+    pub id: Uuid,
 }
 
 /// Runs until every sender is gone and every report is dealt with.
@@ -61,6 +67,7 @@ async fn publish(core: &Core, waiting: Vec<Business>) -> Vec<Business> {
         topic: business.report.destination.clone(),
         key: business.inbound.session.user_id.to_string(),
         payload: business.report.payload.clone(),
+        id: business.id.simple().to_string(),
     };
     let outcomes = core.bus.publish_all(waiting.iter().map(record).collect()).await;
     let mut left = Vec::new();
@@ -71,10 +78,11 @@ async fn publish(core: &Core, waiting: Vec<Business>) -> Vec<Business> {
                 core.metrics.reports_published.inc();
                 inbound.reply(empty_body(inbound));
             }
-            Err(error @ (BusError::BadName(_) | BusError::TooMany(_))) => {
+            Err(error @ (BusError::BadName(_) | BusError::TooMany(_) | BusError::TooLarge(_))) => {
                 core.metrics.reports_dropped.inc();
                 let code = match error {
                     BusError::BadName(_) => Code::BadRequest,
+                    BusError::TooLarge(_) => Code::TooLarge,
                     _ => Code::OverCapacity,
                 };
                 core.refuse(inbound, code, &format!("{error}."));

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{Chat, Core, receiver::unix_ms, rooms};
 use crate::{
     api::rooms::RoomsApi,
-    rooms::{NAME_BYTES_MAX, RoomError, RoomSettings},
+    rooms::{NAME_BYTES_MAX, RoomChange, RoomError, RoomSettings},
     storage::limits::USER_ID_BYTES_MAX,
 };
 
@@ -44,6 +44,41 @@ fn join(core: &Core, room_id: &str, session: SessionAddress) {
     {
         core.count_refusal(refused.code);
         tracing::warn!(room_id, reason = refused.reason, "an account's session is not in its room");
+    }
+}
+
+/// What has changed in configured rooms, by a service's call here or at another process, is done to
+/// the sessions that have their home here.
+pub(super) fn changed(core: &Core, changes: &[RoomChange]) {
+    let leave = |room_id: &str, address| {
+        // Leaving is never refused.
+        core.gateways.leave_room(room_id, address).ok();
+    };
+    for change in changes {
+        match change {
+            RoomChange::Put(room_id, settings) if settings.closed => {
+                // Who joined when anybody could, and has not been added, leaves.
+                for address in core.gateways.room_sessions(room_id) {
+                    let session = core.gateways.session(address);
+                    let may = |user_id: &str| core.rooms.directory.may_join(room_id, user_id);
+                    if session.is_some_and(|session| !may(&session.user_id)) {
+                        leave(room_id, address);
+                    }
+                }
+            }
+            RoomChange::Put(..) => {}
+            RoomChange::Remove(room_id) => {
+                for address in core.gateways.room_sessions(room_id) {
+                    leave(room_id, address);
+                }
+            }
+            RoomChange::Add(room_id, user_id) => {
+                core.sessions_of([user_id], |address| join(core, room_id, address));
+            }
+            RoomChange::Take(room_id, user_id) => {
+                core.sessions_of([user_id], |address| leave(room_id, address));
+            }
+        }
     }
 }
 
@@ -109,23 +144,13 @@ impl RoomsApi for Chat {
         let settings = RoomSettings { name, members_max, closed, created_at_ms: unix_ms() };
         let made = core.rooms.directory.create(&room_id, settings, &user_ids).await;
         made.map_err(|error| core.room_refused(error))?;
-        if closed {
-            // Who joined when anybody could, and has not been added, leaves.
-            for address in core.gateways.room_sessions(&room_id) {
-                let session = core.gateways.session(address);
-                if session.is_some_and(|s| !core.rooms.directory.may_join(&room_id, &s.user_id)) {
-                    core.gateways.leave_room(&room_id, address)?;
-                }
-            }
-        }
-        core.sessions_of(&user_ids, |address| join(core, &room_id, address));
         Ok(CreateRoomResponse { room_id, ..CreateRoomResponse::default() })
     }
 
     async fn get_room(&self, request: GetRoomRequest) -> Result<GetRoomResponse, Refused> {
         let core = &self.core;
         let room_id = request.room_id;
-        let members = core.gateways.room_members(&room_id);
+        let members = core.room_members(&room_id);
         match core.rooms.directory.get(&room_id) {
             Some((settings, accounts)) => Ok(GetRoomResponse {
                 room_id,
@@ -145,13 +170,9 @@ impl RoomsApi for Chat {
 
     async fn remove_room(&self, request: RemoveRoomRequest) -> Result<RemoveRoomResponse, Refused> {
         let core = &self.core;
+        let members = core.room_members(&request.room_id);
         let removed = core.rooms.directory.remove(&request.room_id).await;
         removed.map_err(|error| core.room_refused(error))?;
-        let sessions = core.gateways.room_sessions(&request.room_id);
-        let members = sessions.len() as u64;
-        for address in sessions {
-            core.gateways.leave_room(&request.room_id, address)?;
-        }
         Ok(RemoveRoomResponse { members, ..RemoveRoomResponse::default() })
     }
 
@@ -163,9 +184,7 @@ impl RoomsApi for Chat {
         let AddAccount2RoomRequest { room_id, user_ids } = request;
         core.check_accounts(&user_ids)?;
         let added = core.rooms.directory.add(&room_id, &user_ids).await;
-        let added = added.map_err(|error| core.room_refused(error))?;
-        core.sessions_of(&added, |address| join(core, &room_id, address));
-        let added = added.len() as u64;
+        let added = added.map_err(|error| core.room_refused(error))?.len() as u64;
         Ok(AddAccount2RoomResponse { added, ..AddAccount2RoomResponse::default() })
     }
 
@@ -177,12 +196,7 @@ impl RoomsApi for Chat {
         let RmAccountFromRoomRequest { room_id, user_ids } = request;
         core.check_accounts(&user_ids)?;
         let removed = core.rooms.directory.take(&room_id, &user_ids).await;
-        let removed = removed.map_err(|error| core.room_refused(error))?;
-        core.sessions_of(&removed, |address| {
-            // Leaving is never refused.
-            core.gateways.leave_room(&room_id, address).ok();
-        });
-        let removed = removed.len() as u64;
+        let removed = removed.map_err(|error| core.room_refused(error))?.len() as u64;
         Ok(RmAccountFromRoomResponse { removed, ..RmAccountFromRoomResponse::default() })
     }
 
@@ -197,7 +211,7 @@ impl RoomsApi for Chat {
             limit => limit.min(MEMBERS_MAX),
         };
         let is_configured = core.rooms.directory.get(&room_id).is_some();
-        if !is_configured && core.gateways.room_members(&room_id) == 0 {
+        if !is_configured && core.room_members(&room_id) == 0 {
             return Err(core.room_refused(RoomError::NotFound));
         }
         let mut members: BTreeMap<String, RoomMember> = BTreeMap::new();

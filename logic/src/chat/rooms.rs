@@ -1,8 +1,9 @@
 //! Live rooms and notices to everybody: `JOIN_ROOM`, `LEAVE_ROOM`, `ROOM_MESSAGE`, and what business
 //! services publish. Nothing here is stored, and nobody is caught up on it.
 //!
-//! Who is in which room the SDK knows; a message is published once to each gateway shard that has
-//! members, and fanned out there. A [`RoomPolicy`] decides who may join and speak, after the
+//! Who is in which room the SDK knows, of the sessions that have their home here; a message is
+//! published once to each gateway shard that has members (in a fleet: to each shard, as others may
+//! have members there), and fanned out there. A [`RoomPolicy`] decides who may join and speak, after the
 //! [`RoomDirectory`], which knows the rooms that services have made.
 //!
 //! # When more is said than members can take
@@ -164,8 +165,11 @@ pub(super) fn join(core: &Core, inbound: &Inbound) {
     let joined = check_room_id(&room_id)
         .and_then(|()| may_join(core, &inbound.session, &room_id))
         .and_then(|()| {
+            let elsewhere = core.members_elsewhere(&room_id);
             let members_max = core.rooms.directory.sessions_max(&room_id).unwrap_or(u64::MAX);
-            core.gateways.join_room_of(&room_id, inbound.session.address, members_max)
+            let here_max = members_max.saturating_sub(elsewhere);
+            let joined = core.gateways.join_room_of(&room_id, inbound.session.address, here_max)?;
+            Ok(joined + elsewhere)
         });
     answer(core, inbound, joined);
 }
@@ -182,7 +186,8 @@ fn may_join(core: &Core, session: &Session, room_id: &str) -> Result<(), Refused
 pub(super) fn leave(core: &Core, inbound: &Inbound) {
     let Some(LeaveRoom { room_id }) = decode(core, inbound) else { return };
     let left = check_room_id(&room_id)
-        .and_then(|()| core.gateways.leave_room(&room_id, inbound.session.address));
+        .and_then(|()| core.gateways.leave_room(&room_id, inbound.session.address))
+        .map(|left| left + core.members_elsewhere(&room_id));
     answer(core, inbound, left);
 }
 
@@ -206,7 +211,8 @@ fn speak(core: &Core, session: &Session, mut message: RoomMessage) -> Result<u64
     message.sender_id = session.user_id.to_string();
     let except = Some(session.address);
     core.metrics.room_messages.inc();
-    Ok(core.gateways.publish_room(&room_id, command::ROOM_MESSAGE, &message, except))
+    let here = core.gateways.publish_room(&room_id, command::ROOM_MESSAGE, &message, except);
+    Ok(here + core.members_elsewhere(&room_id))
 }
 
 /// A service speaks in a room.
@@ -223,7 +229,8 @@ pub(super) fn publish_for(
     let PublishRoomMessageRequest { room_id, sender_id, r#type, body } = request;
     let message = RoomMessage { room_id: room_id.clone(), r#type, body, sender_id };
     core.metrics.room_messages.inc();
-    let members = core.gateways.publish_room(&room_id, command::ROOM_MESSAGE, &message, None);
+    let here = core.gateways.publish_room(&room_id, command::ROOM_MESSAGE, &message, None);
+    let members = here + core.members_elsewhere(&room_id);
     Ok(PublishRoomMessageResponse { members, ..PublishRoomMessageResponse::default() })
 }
 
@@ -250,7 +257,7 @@ pub(super) fn broadcast_for(
         sent_at_ms,
     };
     core.metrics.broadcasts.inc();
-    let sessions = core.gateways.broadcast(command::NOTICE, &notice);
+    let sessions = core.gateways.broadcast(command::NOTICE, &notice) + core.sessions_elsewhere();
     Ok(BroadcastResponse { notice_id, sent_at_ms, sessions, ..BroadcastResponse::default() })
 }
 

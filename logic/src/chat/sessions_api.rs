@@ -65,8 +65,7 @@ impl SessionsApi for Chat {
         };
         let mut kicked = 0;
         for session in meant {
-            self.core.metrics.kicked.inc();
-            self.core.gateways.close(session.address, Code::Kicked, reason);
+            self.core.close_session(session, Code::Kicked, reason);
             kicked += 1;
         }
         Ok(KickSessionsResponse { sessions: kicked, ..KickSessionsResponse::default() })

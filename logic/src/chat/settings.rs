@@ -6,12 +6,14 @@
 
 use std::time::Duration;
 
-use super::messages::MessageSettings;
+use super::{messages::MessageSettings, peers::PeerSettings};
 use crate::login::{ReplayCheck, ReplaySettings, SessionPolicy};
 
 /// The settings of [`Chat`](super::Chat). `Default` is what production starts with.
 #[derive(Clone, Debug)]
 pub struct ChatSettings {
+    /// What processes of a fleet tell each other.
+    pub peers: PeerSettings,
     /// Writes waiting for the processor. Full: receiving waits, so the link's credit runs out and
     /// the clients' TCP windows close.
     pub writes_queued_max: usize,
@@ -161,6 +163,7 @@ pub struct ChatSettings {
 impl Default for ChatSettings {
     fn default() -> Self {
         Self {
+            peers: PeerSettings::default(),
             writes_queued_max: 16_384,
             commit_writes_max: 1_000,
             cursor_delay: Duration::from_millis(10),

@@ -5,11 +5,16 @@
 //! the sequences. Messages of one conversation that follow each other in a commit share a
 //! `DELIVER`. It waits for no store and for no client: what it sends goes into the bounded outboxes
 //! of the streams.
+//!
+//! Who gets what, and in whose turn, `placing` decides; `runs` has messages share a `DELIVER`.
 
-use std::{collections::HashMap, ops::Range, sync::Arc, time::Instant};
+mod placing;
+mod runs;
+
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use millrace_logic_sdk::{Batch, Inbound, SessionAddress};
+use millrace_logic_sdk::{Batch, Inbound};
 use millrace_protocol::{
     Code,
     chat::{
@@ -19,20 +24,33 @@ use millrace_protocol::{
     command,
     frame::Flags,
 };
-use prost::Message as _;
-use tokio::{sync::mpsc, time::timeout_at};
+use tokio::sync::mpsc;
 
+use self::{
+    placing::{Placing, Target},
+    runs::Runs,
+};
 use super::{
     Core, forward, groups,
     online::Receiver,
-    processor::{Commit, Origin},
+    peers::{
+        Heard,
+        feed::{self, Feed, Turn},
+        tell::Telling,
+    },
+    processor::{Commit, Origin, until},
     receipts::Receipts,
     search,
 };
-use crate::storage::{Outcome, StoreError, extras::STATE_REVOKED, groups::Told};
+use crate::storage::{Outcome, StoreError, extras::STATE_REVOKED};
 
 /// Runs until the processor is gone and everything it committed is sent.
-pub(crate) async fn run(core: Arc<Core>, mut commits: mpsc::Receiver<Commit>) {
+/// `fleet`: what comes from the other processes, if there may be any.
+pub(crate) async fn run(
+    core: Arc<Core>,
+    mut commits: mpsc::Receiver<Commit>,
+    mut fleet: Option<Fleet>,
+) {
     let settings = &core.settings;
     let mut receipts = Receipts::new(
         settings.receipt_interval,
@@ -40,23 +58,30 @@ pub(crate) async fn run(core: Arc<Core>, mut commits: mpsc::Receiver<Commit>) {
         settings.receipts_pending_max,
     );
     loop {
-        let next = match receipts.due() {
-            None => Ok(commits.recv().await),
-            Some(due) => timeout_at(due.into(), commits.recv()).await,
+        let gives_up_at = fleet.as_ref().and_then(|fleet| fleet.feed.due());
+        let due = [receipts.due(), gives_up_at].into_iter().flatten().min();
+        let next = tokio::select! {
+            biased;
+            commit = commits.recv() => match commit {
+                Some(commit) => Next::Commit(commit),
+                None => break,
+            },
+            heard = hear(&mut fleet) => heard,
+            () = until(due.map(Into::into)) => Next::Due,
         };
         match next {
-            Ok(Some(Commit { origins, result: Ok(outcomes) })) => {
-                let dispatch = Dispatch {
-                    core: &core,
-                    receipts: &mut receipts,
-                    runs: Runs::default(),
-                    out: core.gateways.batch(),
-                };
-                dispatch.commit(origins, outcomes);
+            Next::Commit(Commit { origins, result: Ok(outcomes) }) => {
+                Dispatch::new(&core, &mut receipts, &mut fleet).commit(origins, outcomes);
             }
-            Ok(Some(Commit { origins, result: Err(error) })) => fail(&core, origins, error),
-            Ok(None) => break,
-            Err(_elapsed) => {}
+            Next::Commit(Commit { origins, result: Err(error) }) => fail(&core, origins, error),
+            Next::Heard(Heard::Stored(messages)) => {
+                Dispatch::new(&core, &mut receipts, &mut fleet).stored_elsewhere(messages);
+            }
+            Next::Heard(Heard::Missed) => missed(&core, &mut fleet).await,
+            Next::Due => Dispatch::new(&core, &mut receipts, &mut fleet).give_up(),
+        }
+        if let Some(fleet) = &fleet {
+            core.metrics.peer_messages_held.set(fleet.feed.held() as i64);
         }
         if receipts.due().is_some_and(|due| due <= Instant::now()) {
             send_receipts(&core, &mut receipts);
@@ -65,8 +90,52 @@ pub(crate) async fn run(core: Arc<Core>, mut commits: mpsc::Receiver<Commit>) {
     send_receipts(&core, &mut receipts);
 }
 
+/// What a turn of the loop deals with.
+enum Next {
+    Commit(Commit),
+    Heard(Heard),
+    Due,
+}
+
+/// The order of what several processes store, and what comes from the others.
+pub(crate) struct Fleet {
+    pub feed: Feed,
+    pub heard: mpsc::Receiver<Heard>,
+    telling: Telling,
+}
+
+impl Fleet {
+    pub(crate) fn new(feed: Feed, heard: mpsc::Receiver<Heard>) -> Self {
+        Self { feed, heard, telling: Telling::default() }
+    }
+}
+
+/// Never, where nobody else is or the events have ended.
+async fn hear(fleet: &mut Option<Fleet>) -> Next {
+    if let Some(fleet) = fleet
+        && let Some(heard) = fleet.heard.recv().await
+    {
+        return Next::Heard(heard);
+    }
+    std::future::pending().await
+}
+
+/// What others stored was lost on its way: everybody is caught up from the store.
+async fn missed(core: &Core, fleet: &mut Option<Fleet>) {
+    let Some(fleet) = fleet else { return };
+    // Before the catch-ups begin: they read at least this much.
+    let version = core.readable_version().await;
+    fleet.feed.begin_anew(version);
+    core.online.catch_up_everybody();
+    core.catch_up_waker.notify_one();
+}
+
 fn send_receipts(core: &Core, receipts: &mut Receipts) {
-    let taken = receipts.take(&core.online.deliveries());
+    let taken = receipts.take(&core.online.deliveries(), |receipt, users| {
+        if let Some(peers) = &core.peers {
+            peers.to_users(users, command::RECEIPT, receipt);
+        }
+    });
     let mut out = core.gateways.batch();
     for (receipt, receivers) in taken {
         core.metrics.receipts.inc_by(receivers.len() as u64);
@@ -93,16 +162,23 @@ struct Dispatch<'a> {
     runs: Runs,
     /// Handed to the streams, in order, when the commit is dealt with.
     out: Batch<'a>,
+    fleet: Option<&'a mut Fleet>,
 }
 
-impl Dispatch<'_> {
+impl<'a> Dispatch<'a> {
+    fn new(core: &'a Core, receipts: &'a mut Receipts, fleet: &'a mut Option<Fleet>) -> Self {
+        let out = core.gateways.batch();
+        Self { core, receipts, runs: Runs::default(), out, fleet: fleet.as_mut() }
+    }
+
     fn commit(mut self, origins: Vec<(Origin, Instant)>, outcomes: Vec<Outcome>) {
         // Whom everything goes to is decided in one go under the table's lock, and sent after it.
         let (targets, receivers) = self.resolve(&origins, &outcomes);
         let now = Instant::now();
-        for (((origin, received_at), outcome), range) in
+        for (((origin, received_at), outcome), target) in
             origins.into_iter().zip(outcomes).zip(targets)
         {
+            let Target { receivers: range, followers } = target;
             match (outcome, origin) {
                 (Outcome::Appended { message, duplicate, .. }, origin) => {
                     let inbound = match &origin {
@@ -128,6 +204,7 @@ impl Dispatch<'_> {
                                 message: message.clone(),
                                 duplicate,
                                 version: 0,
+                                follows: 0,
                                 recipients: Arc::from([]),
                             };
                             drop(caller.send(Ok(outcome)));
@@ -230,8 +307,80 @@ impl Dispatch<'_> {
                 (_, Origin::Frame(inbound)) => reply_ok(&mut self.out, &inbound),
                 (outcome, Origin::Api(caller)) => drop(caller.send(Ok(outcome))),
             }
+            for (message, range) in followers {
+                self.deliver(message, &receivers[range]);
+            }
         }
         self.runs.flush(self.core, &mut self.out);
+    }
+
+    /// A message that another process has stored.
+    fn deliver(&mut self, message: Message, receivers: &[Receiver]) {
+        self.runs.make_way(self.core, &mut self.out, &message, None, receivers);
+        self.runs.add(message, None, receivers);
+    }
+
+    /// Hands out what other processes have stored, as far as its turn has come.
+    fn stored_elsewhere(mut self, messages: Vec<feed::Told>) {
+        let Some(fleet) = &mut self.fleet else { return };
+        let now = Instant::now();
+        let mut ready = Vec::with_capacity(messages.len());
+        for told in messages {
+            match fleet.feed.turn(now, told.place()) {
+                Turn::Now => {
+                    let conversation_id = told.message.conversation_id.clone();
+                    ready.push(told);
+                    ready.extend(fleet.feed.followers(now, &conversation_id));
+                }
+                Turn::Later => fleet.feed.hold(now, told),
+                Turn::Past => {}
+            }
+        }
+        let settled = fleet.feed.settled();
+        self.hand_out(ready, settled);
+    }
+
+    fn hand_out(mut self, ready: Vec<feed::Told>, settled: u64) {
+        let mut receivers = Vec::new();
+        let mut targets = Vec::with_capacity(ready.len());
+        let mut anybody = false;
+        let mut deliveries = self.core.online.deliveries();
+        for told in ready {
+            if told.omitted {
+                anybody |= deliveries.catch_up(&told.recipients);
+                continue;
+            }
+            let from = receivers.len();
+            let feed::Told { message, recipients, except, .. } = told;
+            deliveries.targets(&message, settled, &recipients, except, &mut receivers);
+            targets.push((message, from..receivers.len()));
+        }
+        deliveries.done(settled);
+        if anybody {
+            self.core.catch_up_waker.notify_one();
+        }
+        for (message, range) in targets {
+            self.deliver(message, &receivers[range]);
+        }
+        self.runs.flush(self.core, &mut self.out);
+    }
+
+    /// What was waited for did not come in time: whoever the rest is for is caught up.
+    fn give_up(mut self) {
+        let Some(fleet) = &mut self.fleet else { return };
+        let (rewritten, missing): (Vec<_>, Vec<_>) =
+            fleet.feed.give_up(Instant::now()).into_iter().partition(|told| told.rewritten);
+        let settled = fleet.feed.settled();
+        let mut anybody = false;
+        for told in &missing {
+            self.core.metrics.peer_gaps.inc();
+            anybody |= self.core.online.deliveries().catch_up(&told.recipients);
+        }
+        if anybody {
+            self.core.catch_up_waker.notify_one();
+        }
+        // What is left of messages no catch-up has; it goes out after that.
+        self.hand_out(rewritten, settled);
     }
 
     /// The reply and the deliveries of several messages that were stored as one write.
@@ -274,74 +423,24 @@ impl Dispatch<'_> {
 
     /// The receivers of each outcome, as ranges of one list.
     fn resolve(
-        &self,
+        &mut self,
         origins: &[(Origin, Instant)],
         outcomes: &[Outcome],
-    ) -> (Vec<Range<usize>>, Vec<Receiver>) {
-        let mut receivers = Vec::new();
+    ) -> (Vec<Target>, Vec<Receiver>) {
+        let core = self.core;
+        let mut placing = Placing::new(core, self.fleet.as_deref_mut());
         let mut targets = Vec::with_capacity(outcomes.len());
-        let mut newest = 0;
-        let mut deliveries = self.core.online.deliveries();
         for ((origin, _), outcome) in origins.iter().zip(outcomes) {
-            if let Some(index) = &self.core.search {
+            if let Some(index) = &core.search {
                 search::note(&**index, outcome);
             }
-            let from = receivers.len();
             let except = match origin {
                 Origin::Frame(inbound) => Some(inbound.session.address),
                 Origin::Api(_) => None,
             };
-            match outcome {
-                Outcome::Appended { message, duplicate: false, version, recipients } => {
-                    deliveries.targets(message, *version, recipients, except, &mut receivers);
-                    if let Some(pusher) = &self.core.pusher
-                        && !message.does_not_count
-                    {
-                        pusher.missed(self.core, &deliveries, message, recipients);
-                    }
-                    newest = newest.max(*version);
-                }
-                Outcome::Forwarded { messages, duplicate: false, version, recipients } => {
-                    // All of them are in this commit, so they have the same receivers.
-                    for message in messages {
-                        receivers.truncate(from);
-                        deliveries.targets(message, *version, recipients, except, &mut receivers);
-                        if let Some(pusher) = &self.core.pusher
-                            && !message.does_not_count
-                        {
-                            pusher.missed(self.core, &deliveries, message, recipients);
-                        }
-                    }
-                    newest = newest.max(*version);
-                }
-                // What is over its receivers know themselves.
-                Outcome::Erased { message, changed: true, version, recipients }
-                    if message.state == STATE_REVOKED =>
-                {
-                    deliveries.targets(message, *version, recipients, except, &mut receivers);
-                    newest = newest.max(*version);
-                }
-                Outcome::Deleted { user_id, messages, version } => {
-                    let own = [Arc::from(&user_id[..])];
-                    for message in messages {
-                        receivers.truncate(from);
-                        deliveries.targets(message, *version, &own, except, &mut receivers);
-                    }
-                    newest = newest.max(*version);
-                }
-                Outcome::GroupChanged(changed) => {
-                    if let Some(Told { message, recipients }) = &changed.told {
-                        let version = changed.version;
-                        deliveries.targets(message, version, recipients, None, &mut receivers);
-                        newest = newest.max(version);
-                    }
-                }
-                _ => {}
-            }
-            targets.push(from..receivers.len());
+            targets.push(placing.outcome(outcome, except));
         }
-        deliveries.done(newest);
-        (targets, receivers)
+        placing.finish(targets)
     }
 }
 
@@ -368,6 +467,9 @@ fn tell_own_devices(core: &Core, out: &mut Batch<'_>, inbound: &Inbound) {
     core.online.deliveries().everybody([&inbound.session.user_id], own, &mut receivers);
     if !receivers.is_empty() {
         out.send_message(&receivers, command::UPDATE_CONVERSATION, &update);
+    }
+    if let Some(peers) = &core.peers {
+        peers.to_users([&inbound.session.user_id], command::UPDATE_CONVERSATION, &update);
     }
 }
 
@@ -419,82 +521,6 @@ pub(crate) fn refuse(
             out.reply_message(inbound, &reply);
         }
         _ => out.refuse(inbound, code, &reason, core.retry_after_ms_of(code)),
-    }
-}
-
-/// Messages of the commit at hand that wait to share a `DELIVER`, by conversation.
-#[derive(Default)]
-struct Runs {
-    index: HashMap<String, usize>,
-    runs: Vec<Run>,
-}
-
-/// Consecutive messages of one conversation from one origin to the same receivers.
-#[derive(Default)]
-struct Run {
-    sender: Option<SessionAddress>,
-    receivers: Vec<Receiver>,
-    messages: Vec<Message>,
-    bytes: usize,
-}
-
-impl Runs {
-    /// Sends what is waiting in the message's conversation, unless the message may join it.
-    fn make_way(
-        &mut self,
-        core: &Core,
-        out: &mut Batch<'_>,
-        message: &Message,
-        sender: Option<SessionAddress>,
-        receivers: &[Receiver],
-    ) {
-        let Some(&index) = self.index.get(&message.conversation_id) else { return };
-        let run = &mut self.runs[index];
-        let settings = &core.settings;
-        let joins = run.sender == sender
-            && run.receivers == receivers
-            && run.messages.len() < settings.deliver_messages_max
-            && run.bytes + message.encoded_len() <= settings.reply_bytes_max;
-        if !joins {
-            run.send(core, out);
-        }
-    }
-
-    /// Adds a message, after [`Runs::make_way`] for it.
-    fn add(&mut self, message: Message, sender: Option<SessionAddress>, receivers: &[Receiver]) {
-        if receivers.is_empty() {
-            return;
-        }
-        let index = match self.index.get(&message.conversation_id) {
-            Some(&index) => index,
-            None => {
-                self.index.insert(message.conversation_id.clone(), self.runs.len());
-                self.runs.push(Run::default());
-                self.runs.len() - 1
-            }
-        };
-        let run = &mut self.runs[index];
-        if run.messages.is_empty() {
-            run.sender = sender;
-            run.receivers.clear();
-            run.receivers.extend_from_slice(receivers);
-        }
-        run.bytes += message.encoded_len();
-        run.messages.push(message);
-    }
-
-    fn flush(&mut self, core: &Core, out: &mut Batch<'_>) {
-        for run in &mut self.runs {
-            run.send(core, out);
-        }
-    }
-}
-
-impl Run {
-    fn send(&mut self, core: &Core, out: &mut Batch<'_>) {
-        let messages = std::mem::take(&mut self.messages);
-        self.bytes = 0;
-        send_deliver(core, out, &self.receivers, messages);
     }
 }
 

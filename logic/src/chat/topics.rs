@@ -40,6 +40,7 @@ impl Core {
         let code = match &error {
             BusError::BadName(_) => Code::BadRequest,
             BusError::NotFound => Code::NotFound,
+            BusError::TooLarge(_) => Code::TooLarge,
             BusError::TooMany(_) | BusError::Full(_) => Code::OverCapacity,
             BusError::Superseded => Code::Replaced,
             BusError::Unavailable(_) => Code::Internal,

@@ -24,13 +24,13 @@ const LIMITS: NoticeLimits = NoticeLimits {
 };
 
 /// The whole suite.
-pub(crate) async fn run<B: Bed>(make: impl Fn() -> B) {
-    what_is_not_acknowledged_comes_again_also_after_a_restart(make()).await;
-    states_move_forward_only_and_are_counted(make()).await;
-    the_oldest_or_the_same_key_makes_way(make()).await;
-    one_row_is_for_everyone_until_each_acknowledges(make()).await;
-    an_id_is_kept_once_and_bounds_hold(make()).await;
-    what_ended_is_forgotten(make()).await;
+pub(crate) async fn run<B: Bed>(make: impl AsyncFn() -> B) {
+    what_is_not_acknowledged_comes_again_also_after_a_restart(make().await).await;
+    states_move_forward_only_and_are_counted(make().await).await;
+    the_oldest_or_the_same_key_makes_way(make().await).await;
+    one_row_is_for_everyone_until_each_acknowledges(make().await).await;
+    an_id_is_kept_once_and_bounds_hold(make().await).await;
+    what_ended_is_forgotten(make().await).await;
 }
 
 fn new(notice_id: &str, users: &[&str]) -> NewNotice {

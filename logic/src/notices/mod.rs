@@ -1,5 +1,5 @@
 //! Where notices of business services are kept until their targets have acknowledged them: the trait
-//! [`NoticeStore`], which the chat domain knows, and the embedded one.
+//! [`NoticeStore`], which the chat domain knows, and the one on side tables.
 //!
 //! A notice is kept once, with a state for each user it is for. One for everyone is a single row; a
 //! user who acknowledges it adds one. Nothing here sends anything or reads a clock.
@@ -14,11 +14,11 @@ use millrace_protocol::chat;
 use crate::storage::StoreError;
 
 #[cfg(test)]
-mod conformance;
-mod embedded;
+pub(crate) mod conformance;
 mod rows;
+mod tables;
 
-pub use embedded::EmbeddedNotices;
+pub use tables::NoticeTables;
 
 /// Longest id of a notice, and longest collapse key, in bytes.
 pub const NOTICE_ID_BYTES_MAX: usize = 128;

@@ -1,4 +1,4 @@
-//! Keys and rows of the embedded notices, byte by byte.
+//! Keys and rows of notices, byte by byte.
 //!
 //! | table | key | row |
 //! |---|---|---|
@@ -7,6 +7,7 @@
 //! | pending | length of the user's id, user, number (big-endian) | [`PendingRow`] |
 //! | ends | time (big-endian), notice | nothing: then the notice can be forgotten |
 //! | counters | "number" | the number of the newest pending row |
+//! | counters | "kept" | how many notices are kept, where several processes write |
 
 use millrace_protocol::chat;
 
@@ -25,6 +26,9 @@ pub const COUNTERS: usize = 4;
 
 /// Their names.
 pub const TABLES: [&str; 5] = ["notices", "states", "pending", "ends", "counters"];
+
+/// The key of how many notices are kept.
+pub const KEPT_KEY: &[u8] = b"kept";
 
 /// The key of the newest pending row's number.
 pub const NUMBER_KEY: &[u8] = b"number";

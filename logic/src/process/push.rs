@@ -9,10 +9,10 @@ use crate::{
     chat::OfflinePush,
     config::{Config, Secrets},
     push::{
-        Apns, ApnsSettings, Client, ClientSettings, EmbeddedTokens, Fcm, FcmSettings, PushProvider,
+        Apns, ApnsSettings, Client, ClientSettings, Fcm, FcmSettings, PushProvider, TokenTable,
         Webhook, WebhookSettings,
     },
-    storage::embedded::EmbeddedStore,
+    storage::side::{Follow, Sides},
 };
 
 /// The providers that are configured, and the tokens; `None` without a provider: then nothing is
@@ -20,7 +20,8 @@ use crate::{
 pub(super) async fn offline_push(
     config: &Config,
     secrets: &Secrets,
-    store: &EmbeddedStore,
+    sides: &dyn Sides,
+    matters: &mut Vec<(&'static str, Arc<dyn Follow>)>,
 ) -> Result<Option<OfflinePush>, StartError> {
     let push = &config.push;
     let client = || {
@@ -56,6 +57,7 @@ pub(super) async fn offline_push(
     if providers.is_empty() {
         return Ok(None);
     }
-    let tokens = Arc::new(EmbeddedTokens::open(store).await?);
+    let tokens = Arc::new(TokenTable::open(sides).await?);
+    matters.push(("push tokens", tokens.clone()));
     Ok(Some(OfflinePush { tokens, providers, settings: push.settings() }))
 }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::StartError;
-use crate::{config::Config, search::SearchIndex, storage::embedded::EmbeddedStore};
+use super::{StartError, store::OpenStore};
+use crate::{config::Config, search::SearchIndex};
 
 #[cfg(feature = "search")]
 pub(super) fn start(
     config: &Config,
-    store: &Arc<EmbeddedStore>,
+    store: &OpenStore,
 ) -> Result<Option<Arc<dyn SearchIndex>>, StartError> {
     use crate::{
         search::full_text::{FullText, Options},
@@ -17,6 +17,10 @@ pub(super) fn start(
     if !config.search.enabled {
         return Ok(None);
     }
+    let Some(store) = store.embedded() else {
+        // The configuration was checked.
+        return Ok(None);
+    };
     let options = Options {
         directory: config.store.directory.join("search"),
         notes_queued_max: config.search.notes_queued_max,
@@ -34,7 +38,7 @@ pub(super) fn start(
 #[cfg(not(feature = "search"))]
 pub(super) fn start(
     _config: &Config,
-    _store: &Arc<EmbeddedStore>,
+    _store: &OpenStore,
 ) -> Result<Option<Arc<dyn SearchIndex>>, StartError> {
     Ok(None)
 }

@@ -18,7 +18,7 @@ pub use apns::{Apns, ApnsSettings};
 pub use client::{Client, ClientSettings};
 pub use fcm::{Fcm, FcmSettings};
 pub use tokens::{
-    APP_ID_BYTES_MAX, DEVICE_ID_BYTES_MAX, EmbeddedTokens, TOKEN_BYTES_MAX, Token, TokenStore,
+    APP_ID_BYTES_MAX, DEVICE_ID_BYTES_MAX, TOKEN_BYTES_MAX, Token, TokenStore, TokenTable,
 };
 pub use webhook::{Webhook, WebhookSettings};
 

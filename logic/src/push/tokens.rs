@@ -1,4 +1,4 @@
-//! Where devices can be reached: the trait [`TokenStore`], and the embedded one. A device has one
+//! Where devices can be reached: the trait [`TokenStore`], and the one on side tables. A device has one
 //! token, a token one device; the newest word counts.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,10 +9,8 @@ use super::ProviderKind;
 use crate::{
     storage::{
         StoreError,
-        embedded::{
-            EmbeddedStore, SideTable, SideWrites,
-            encoding::{DecodeError, Reader, put_number, put_text},
-        },
+        embedded::encoding::{DecodeError, Reader, put_number, put_text},
+        side::{Cursor, Follow, SideTable, SideWrites, Sides},
     },
     user_filter::UserFilter,
 };
@@ -76,12 +74,14 @@ pub trait TokenStore: Send + Sync + 'static {
     fn may_have(&self, user_id: &str) -> bool;
 }
 
-/// Tokens in a side table of the embedded store.
+/// Tokens in a side table.
 ///
 /// Keys: 0, the length of the user's id, the user and the device; 1, the provider and the token.
-pub struct EmbeddedTokens {
+pub struct TokenTable {
     table: SideTable,
     filter: Arc<Mutex<UserFilter>>,
+    /// How far what others have written was looked at.
+    seen: tokio::sync::Mutex<Cursor>,
 }
 
 const VERSION: u8 = 1;
@@ -134,7 +134,7 @@ fn decode(device_id: &[u8], row: &[u8]) -> Result<Token, StoreError> {
 }
 
 /// Removes the row of a device, and its token's; says whether it was there.
-fn take(rows: &mut SideWrites, device_key: Vec<u8>) -> Result<bool, StoreError> {
+fn take(rows: &mut SideWrites<'_>, device_key: Vec<u8>) -> Result<bool, StoreError> {
     let Some(row) = rows.get(&device_key)? else { return Ok(false) };
     let token = decode(&[], &row)?;
     rows.remove(token_key(token.provider, &token.token));
@@ -142,33 +142,66 @@ fn take(rows: &mut SideWrites, device_key: Vec<u8>) -> Result<bool, StoreError> 
     Ok(true)
 }
 
-impl EmbeddedTokens {
+impl TokenTable {
     /// Opens the tokens in a store's database, and reads whose there are.
     ///
     /// # Errors
     /// The store's own failures.
-    pub async fn open(store: &EmbeddedStore) -> Result<Self, StoreError> {
-        let table = store.side("push_tokens")?;
+    pub async fn open(sides: &dyn Sides) -> Result<Self, StoreError> {
+        let table = sides.side("push_tokens")?;
+        let seen = tokio::sync::Mutex::new(table.cursor().await?);
         let read = table.read(|rows| {
             let mut filter = UserFilter::new();
             rows.prefix(&[0], |key, _| {
-                let length = usize::from(key.get(1).copied().unwrap_or(0));
-                let user_id = key.get(2..2 + length).unwrap_or_default();
-                filter.add(&String::from_utf8_lossy(user_id));
+                filter.add(&user_of(key).unwrap_or_default());
                 Ok(true)
             })?;
             Ok(filter)
         });
         let filter = Arc::new(Mutex::new(read.await?));
-        Ok(Self { table, filter })
+        Ok(Self { table, filter, seen })
+    }
+
+    /// A user has one more row, and so many rows are gone.
+    fn count(&self, user_id: Option<&str>, removed: u64) {
+        let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
+        // In this order, so that the filter is not emptied in between.
+        if let Some(user_id) = user_id {
+            filter.add(user_id);
+        }
+        // Where others write, too, nobody counts how many rows there are, and the filter stays.
+        if !self.table.is_shared() {
+            filter.remove(removed);
+        }
+    }
+}
+
+/// The user of a device's key.
+fn user_of(key: &[u8]) -> Option<String> {
+    let [0, length, rest @ ..] = key else { return None };
+    Some(String::from_utf8_lossy(rest.get(..usize::from(*length))?).into_owned())
+}
+
+#[async_trait]
+impl Follow for TokenTable {
+    async fn follow(&self) -> Result<(), StoreError> {
+        let mut seen = self.seen.lock().await;
+        loop {
+            let written = self.table.news(&mut seen).await?;
+            if written.is_empty() {
+                return Ok(());
+            }
+            for user_id in written.iter().filter_map(|row| user_of(&row.key)) {
+                self.count(Some(&user_id), 0);
+            }
+        }
     }
 }
 
 #[async_trait]
-impl TokenStore for EmbeddedTokens {
+impl TokenStore for TokenTable {
     async fn put(&self, user_id: &str, token: Token) -> Result<(), StoreError> {
         let user_id = user_id.to_owned();
-        let filter = self.filter.clone();
         let write = self.table.write(move |rows| {
             let key = device_key(&user_id, &token.device_id);
             let mut removed = u64::from(take(rows, key.clone())?);
@@ -194,10 +227,7 @@ impl TokenStore for EmbeddedTokens {
             Ok((user_id, removed))
         });
         let (user_id, removed) = write.await?;
-        let mut filter = filter.lock().unwrap_or_else(PoisonError::into_inner);
-        // In this order, so that the filter is not emptied in between.
-        filter.add(&user_id);
-        filter.remove(removed);
+        self.count(Some(&user_id), removed);
         Ok(())
     }
 
@@ -220,8 +250,7 @@ impl TokenStore for EmbeddedTokens {
             take(rows, key)
         });
         let removed = write.await?;
-        let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
-        filter.remove(u64::from(removed));
+        self.count(None, u64::from(removed));
         Ok(removed)
     }
 
@@ -246,7 +275,10 @@ impl TokenStore for EmbeddedTokens {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::{Store as _, embedded::Options};
+    use crate::storage::{
+        Store as _,
+        embedded::{EmbeddedStore, Options},
+    };
 
     fn token(device_id: &str, token: &str, registered_at_ms: i64) -> Token {
         let (device_id, token) = (device_id.to_owned(), token.to_owned());
@@ -254,10 +286,10 @@ mod tests {
         Token { device_id, provider, token, app_id, registered_at_ms }
     }
 
-    async fn open(folder: &tempfile::TempDir) -> (EmbeddedStore, EmbeddedTokens) {
+    async fn open(folder: &tempfile::TempDir) -> (EmbeddedStore, TokenTable) {
         let options = Options { free_bytes_min: 0, ..Options::new(folder.path()) };
         let store = EmbeddedStore::open(options).expect("opened");
-        let tokens = EmbeddedTokens::open(&store).await.expect("opened");
+        let tokens = TokenTable::open(&store).await.expect("opened");
         (store, tokens)
     }
 

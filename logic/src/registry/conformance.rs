@@ -23,6 +23,12 @@ pub(crate) fn record(user_id: &str, session_id: u64, logged_in_at_ms: i64) -> Se
 
 /// The whole suite.
 pub(crate) async fn run<R: Registry, F: Future<Output = R>>(make: impl Fn() -> F) {
+    run_in_order(&make).await;
+    concurrent_logins_of_one_user_are_all_kept(Arc::new(make().await)).await;
+}
+
+/// What holds also where the calls of one test are made at different processes, one after the other.
+pub(crate) async fn run_in_order<R: Registry, F: Future<Output = R>>(make: &impl Fn() -> F) {
     a_session_is_found_until_its_end(make().await).await;
     saying_a_thing_twice_changes_nothing(make().await).await;
     a_late_end_spares_a_newer_session(make().await).await;
@@ -31,7 +37,6 @@ pub(crate) async fn run<R: Registry, F: Future<Output = R>>(make: impl Fn() -> F
     pages_hold_every_session_once(make().await).await;
     ids_of_any_text_are_told_apart(make().await).await;
     it_agrees_with_a_plain_table(make().await).await;
-    concurrent_logins_of_one_user_are_all_kept(Arc::new(make().await)).await;
 }
 
 async fn sessions<R: Registry>(registry: &R, user_id: &str) -> Vec<SessionRecord> {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use super::{Online, Registry, RegistryError, SessionRecord};
+use crate::planted_faults::{Fault, is_planted};
 
 /// Parts of the table.
 const PARTS: usize = 64;
@@ -64,6 +65,37 @@ impl MemoryRegistry {
     }
 }
 
+/// What a registry of several processes needs of the one that holds what is its own.
+#[cfg(feature = "redis")]
+impl MemoryRegistry {
+    /// A user's sessions, by login time.
+    pub(super) fn of(&self, user_id: &str) -> Vec<SessionRecord> {
+        self.part(user_id).get(user_id).cloned().unwrap_or_default()
+    }
+
+    /// Removes sessions of a user.
+    pub(super) fn remove(&self, user_id: &str, is_over: impl Fn(&SessionRecord) -> bool) {
+        let mut part = self.part(user_id);
+        let Some(sessions) = part.get_mut(user_id) else { return };
+        let before = sessions.len();
+        sessions.retain(|session| !is_over(session));
+        self.sessions.fetch_sub(before - sessions.len(), Ordering::Relaxed);
+        if sessions.is_empty() {
+            part.remove(user_id);
+        }
+    }
+
+    /// Into how many parts the users are divided.
+    pub(super) fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// The users of one part, in no order.
+    pub(super) fn users_of_part(&self, part: usize) -> Vec<Arc<str>> {
+        lock(&self.parts[part]).keys().cloned().collect()
+    }
+}
+
 #[async_trait]
 impl Registry for MemoryRegistry {
     async fn online(&self, session: SessionRecord) -> Result<Vec<SessionRecord>, RegistryError> {
@@ -100,6 +132,15 @@ impl Registry for MemoryRegistry {
     async fn offline(&self, session: &SessionRecord) -> Result<bool, RegistryError> {
         let mut part = self.part(&session.user_id);
         let Some(sessions) = part.get_mut(&session.user_id) else { return Ok(false) };
+        if is_planted(Fault::Fencing) {
+            let before = sessions.len();
+            sessions.retain(|other| other.device_id != session.device_id);
+            self.sessions.fetch_sub(before - sessions.len(), Ordering::Relaxed);
+            if sessions.is_empty() {
+                part.remove(&session.user_id);
+            }
+            return Ok(true);
+        }
         let Some(index) = sessions.iter().position(|other| other.is_same_session(session)) else {
             return Ok(false);
         };

@@ -5,7 +5,7 @@
 //! session never removes a newer one at the same address. Calls about one session must come in
 //! order; those about different sessions may come at the same time.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use millrace_logic_sdk::{Session, SessionAddress};
@@ -13,6 +13,8 @@ use millrace_logic_sdk::{Session, SessionAddress};
 #[cfg(test)]
 mod conformance;
 mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 pub use memory::{MemoryRegistry, MemoryRegistrySettings};
 
@@ -53,6 +55,21 @@ impl SessionRecord {
     }
 }
 
+/// One life of a logic process, as others name it: new with each start. Shown as 16 hex digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HomeId(pub u64);
+
+impl HomeId {
+    /// Of a process that shares nothing.
+    pub const ALONE: Self = Self(0);
+}
+
+impl fmt::Display for HomeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
 /// How much is online.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Online {
@@ -71,6 +88,34 @@ pub enum RegistryError {
     /// The registry cannot be reached; whether anything was changed is unknown.
     #[error("the registry cannot be reached: {0}")]
     Unavailable(String),
+}
+
+/// Users of this process whom the others did not know of for a while.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StatedLate {
+    /// These.
+    Users(Vec<Arc<str>>),
+    /// More than are remembered: take it to be all.
+    Everybody,
+}
+
+/// How a registry that is shared by several processes fares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RegistryStatus {
+    /// Whether what the others say is known.
+    pub connected: bool,
+    /// Logic processes that say something, this one included.
+    pub processes: usize,
+    /// Users of this process whose sessions have changed and are still to be stated.
+    pub users_waiting: usize,
+    /// Answers given from what this process knows alone.
+    pub degraded: u64,
+    /// Calls that failed.
+    pub calls_failed: u64,
+    /// How often presence was stated anew, because it was lost.
+    pub rebuilds: u64,
+    /// Sessions refused because their gateway has a newer life.
+    pub fenced: u64,
 }
 
 /// Who is online, and where.
@@ -100,6 +145,32 @@ pub trait Registry: Send + Sync + 'static {
         user_ids: &[&str],
     ) -> Result<Vec<Vec<SessionRecord>>, RegistryError>;
 
+    /// Which processes serve sessions of these users, in one look-up, in the order of the users asked
+    /// for; this process first. While a session moves, and after its process has died, both are named
+    /// for a while: one too many, never one too few of those whose statement is known.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unavailable`]: who else serves them is not known.
+    async fn homes_of(&self, user_ids: &[&str]) -> Result<Vec<Vec<HomeId>>, RegistryError> {
+        let homes = |sessions: Vec<SessionRecord>| match sessions.is_empty() {
+            true => Vec::new(),
+            false => vec![self.home()],
+        };
+        Ok(self.sessions_of(user_ids).await?.into_iter().map(homes).collect())
+    }
+
+    /// Waits for users of this process who are online and whom the others know of only now: the
+    /// registry was away when they came, or had lost them. What the others sent them meanwhile went
+    /// nowhere, so look for it where it is kept. Each statement is told once; for one caller.
+    async fn stated_late(&self) -> StatedLate {
+        std::future::pending().await
+    }
+
+    /// How others name this process.
+    fn home(&self) -> HomeId {
+        HomeId::ALONE
+    }
+
     /// All sessions of up to `users_max` users whose ids come after `after` (empty: from the start),
     /// by user id. A page with nothing in it is the end. Users who come or go meanwhile may be
     /// missing or stale; others appear exactly once.
@@ -117,4 +188,19 @@ pub trait Registry: Send + Sync + 'static {
     /// # Errors
     /// [`RegistryError::Unavailable`].
     async fn count(&self) -> Result<Online, RegistryError>;
+
+    /// Calls of [`Registry::online`] and [`Registry::offline`] worth making at the same time, each of
+    /// another user. 1 where they wait for nothing.
+    fn in_flight_max(&self) -> usize {
+        1
+    }
+
+    /// This process leaves: what it has stated is to be doubted from now on, as its gateways list their
+    /// sessions to another. Nothing is stated after it.
+    async fn close(&self) {}
+
+    /// How it fares; `None` where nothing can go wrong.
+    fn status(&self) -> Option<RegistryStatus> {
+        None
+    }
 }

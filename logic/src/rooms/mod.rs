@@ -2,7 +2,7 @@
 //!
 //! [`RoomDirectory`] answers from memory, because it is asked for every join and every login; each
 //! change is durable in a [`RoomStore`] before it is seen. Who is in a room at the moment the SDK
-//! knows; nothing here sends anything.
+//! knows; nothing here sends anything, but observers are told of every change.
 //!
 //! # Bounds
 //! See [`RoomLimits`]; what is above one is refused and changes nothing.
@@ -13,13 +13,13 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
-use crate::storage::StoreError;
+use crate::storage::{StoreError, side::Follow};
 
-mod embedded;
+mod table;
 
-pub use embedded::EmbeddedRooms;
+pub use table::RoomTable;
 
 /// Longest name of a room, in bytes.
 pub const NAME_BYTES_MAX: usize = 1_024;
@@ -91,6 +91,20 @@ pub trait RoomStore: Send + Sync + 'static {
     /// # Errors
     /// The store's own failures; nothing was applied then.
     async fn change(&self, changes: Vec<RoomChange>) -> Result<(), StoreError>;
+
+    /// Whether other processes change rooms, too.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// Some of what was changed, by whomever, since [`RoomStore::load`] or the last call, in order;
+    /// empty when there is no more. Where nobody else changes rooms there is nothing.
+    ///
+    /// # Errors
+    /// The store's own failures; the same comes again then.
+    async fn changed(&self) -> Result<Vec<RoomChange>, StoreError> {
+        Ok(vec![])
+    }
 }
 
 /// Why a change was refused.
@@ -132,7 +146,12 @@ pub struct RoomDirectory {
     known: RwLock<Known>,
     /// Held by who changes something, so that what was checked stays true until it is durable.
     changing: Mutex<()>,
+    /// Are told of what has changed; one for each chat domain that lives in this process.
+    observers: RwLock<Vec<Observer>>,
 }
+
+/// Is told of changes once they are seen, in their order, whoever made them.
+pub type Observer = Box<dyn Fn(&[RoomChange]) + Send + Sync>;
 
 impl RoomDirectory {
     /// Reads everything that is stored.
@@ -147,7 +166,19 @@ impl RoomDirectory {
                 known.apply(RoomChange::Add(room_id.clone(), user_id));
             }
         }
-        Ok(Self { store, limits, known: RwLock::new(known), changing: Mutex::default() })
+        Ok(Self {
+            store,
+            limits,
+            known: RwLock::new(known),
+            changing: Mutex::default(),
+            observers: RwLock::default(),
+        })
+    }
+
+    /// From now on tells `observer` of every change, of this process and of others. It is called while
+    /// nothing else can change, and must not block.
+    pub fn observe(&self, observer: Observer) {
+        self.observers.write().unwrap_or_else(PoisonError::into_inner).push(observer);
     }
 
     fn known(&self) -> RwLockReadGuard<'_, Known> {
@@ -157,9 +188,45 @@ impl RoomDirectory {
 
     async fn change(&self, changes: Vec<RoomChange>) -> Result<(), StoreError> {
         self.store.change(changes.clone()).await?;
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        changes.into_iter().for_each(|change| known.apply(change));
+        if self.store.is_shared() {
+            // Ours come with those of others, in the order in which they happened. It is durable, so
+            // that a failure here only means that it is seen a little later.
+            if let Err(error) = self.take_in().await {
+                tracing::warn!(%error, "changes of rooms were not read; this is tried again");
+            }
+            return Ok(());
+        }
+        self.apply(&changes);
         Ok(())
+    }
+
+    fn apply(&self, changes: &[RoomChange]) {
+        {
+            let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+            changes.iter().for_each(|change| known.apply(change.clone()));
+        }
+        let observers = self.observers.read().unwrap_or_else(PoisonError::into_inner);
+        observers.iter().for_each(|observer| observer(changes));
+    }
+
+    /// Takes in what the store says was changed. To be called with `changing` held.
+    async fn take_in(&self) -> Result<(), StoreError> {
+        loop {
+            let changes = self.store.changed().await?;
+            if changes.is_empty() {
+                return Ok(());
+            }
+            self.apply(&changes);
+        }
+    }
+
+    /// Waits for its turn to change something, on what is true now.
+    async fn turn(&self) -> Result<MutexGuard<'_, ()>, StoreError> {
+        let changing = self.changing.lock().await;
+        if self.store.is_shared() {
+            self.take_in().await?;
+        }
+        Ok(changing)
     }
 
     /// A room's settings and how many accounts it has.
@@ -210,7 +277,7 @@ impl RoomDirectory {
         settings: RoomSettings,
         user_ids: &[String],
     ) -> Result<(), RoomError> {
-        let _changing = self.changing.lock().await;
+        let _changing = self.turn().await?;
         {
             let known = self.known();
             if known.rooms.contains_key(room_id) {
@@ -233,7 +300,7 @@ impl RoomDirectory {
     /// # Errors
     /// [`RoomError`]; nothing has changed then.
     pub async fn remove(&self, room_id: &str) -> Result<(), RoomError> {
-        let _changing = self.changing.lock().await;
+        let _changing = self.turn().await?;
         if self.get(room_id).is_none() {
             return Err(RoomError::NotFound);
         }
@@ -245,7 +312,7 @@ impl RoomDirectory {
     /// # Errors
     /// [`RoomError`]; nothing has changed then.
     pub async fn add(&self, room_id: &str, user_ids: &[String]) -> Result<Vec<String>, RoomError> {
-        let _changing = self.changing.lock().await;
+        let _changing = self.turn().await?;
         let new: BTreeSet<&str> = {
             let known = self.known();
             let room = known.rooms.get(room_id).ok_or(RoomError::NotFound)?;
@@ -265,7 +332,7 @@ impl RoomDirectory {
     /// # Errors
     /// [`RoomError`]; nothing has changed then.
     pub async fn take(&self, room_id: &str, user_ids: &[String]) -> Result<Vec<String>, RoomError> {
-        let _changing = self.changing.lock().await;
+        let _changing = self.turn().await?;
         let gone: BTreeSet<&str> = {
             let known = self.known();
             let room = known.rooms.get(room_id).ok_or(RoomError::NotFound)?;
@@ -310,6 +377,13 @@ impl RoomDirectory {
     }
 }
 
+#[async_trait]
+impl Follow for RoomDirectory {
+    async fn follow(&self) -> Result<(), StoreError> {
+        self.turn().await.map(drop)
+    }
+}
+
 fn added(room_id: &str, user_id: &str) -> RoomChange {
     RoomChange::Add(room_id.to_owned(), user_id.to_owned())
 }
@@ -318,8 +392,9 @@ impl Known {
     fn apply(&mut self, change: RoomChange) {
         match change {
             RoomChange::Put(room_id, settings) => {
-                let room = Room { settings, accounts: BTreeSet::new() };
-                self.rooms.insert(room_id.into(), room);
+                let new = || Room { settings: RoomSettings::default(), accounts: BTreeSet::new() };
+                // Other settings leave the accounts.
+                self.rooms.entry(room_id.into()).or_insert_with(new).settings = settings;
             }
             RoomChange::Remove(room_id) => {
                 let Some(room) = self.rooms.remove(&*room_id) else { return };
@@ -330,12 +405,12 @@ impl Known {
                 let Some((room_id, _)) = self.rooms.get_key_value(&*room_id) else { return };
                 let room_id = room_id.clone();
                 let user_id: Arc<str> = user_id.into();
-                let rooms = self.accounts.entry(user_id.clone()).or_default();
-                rooms.push(room_id.clone());
+                // What is told again changes nothing.
                 if let Some(room) = self.rooms.get_mut(&room_id)
-                    && room.accounts.insert(user_id)
+                    && room.accounts.insert(user_id.clone())
                 {
                     self.total += 1;
+                    self.accounts.entry(user_id).or_default().push(room_id);
                 }
             }
             RoomChange::Take(room_id, user_id) => {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{EmbeddedRooms, RoomDirectory, RoomError, RoomLimits, RoomSettings};
+use super::{RoomDirectory, RoomError, RoomLimits, RoomSettings, RoomTable};
 use crate::storage::{
     Store as _,
     embedded::{EmbeddedStore, Options},
@@ -18,7 +18,7 @@ const LIMITS: RoomLimits = RoomLimits {
 async fn open(folder: &tempfile::TempDir) -> (EmbeddedStore, RoomDirectory) {
     let options = Options { free_bytes_min: 0, ..Options::new(folder.path()) };
     let store = EmbeddedStore::open(options).expect("opened");
-    let rooms = Arc::new(EmbeddedRooms::open(&store).expect("opened"));
+    let rooms = Arc::new(RoomTable::open(&store).await.expect("opened"));
     let directory = RoomDirectory::open(rooms, LIMITS).await.expect("read");
     (store, directory)
 }
@@ -45,9 +45,9 @@ async fn rooms_and_accounts_are_found_again_after_a_restart() {
     let (_store, directory) = open(&folder).await;
     assert_eq!(directory.get("r"), Some((room(true, 3), 2)));
     assert_eq!(directory.get("gone"), None);
-    assert_eq!(directory.accounts("r", "", 9), ["ann".into(), "cid".into()]);
-    assert_eq!(directory.accounts("r", "ann", 9), ["cid".into()]);
-    assert_eq!(directory.rooms_of("ann"), ["r".into()]);
+    assert_eq!(directory.accounts("r", "", 9), [Arc::from("ann"), Arc::from("cid")]);
+    assert_eq!(directory.accounts("r", "ann", 9), [Arc::from("cid")]);
+    assert_eq!(directory.rooms_of("ann"), [Arc::from("r")]);
     assert!(directory.rooms_of("bob").is_empty());
     assert!(directory.may_join("r", "ann") && !directory.may_join("r", "bob"));
     assert!(directory.may_join("open", "bob") && directory.may_join("nobody made it", "bob"));
@@ -63,7 +63,7 @@ async fn a_bound_refuses_and_changes_nothing() {
     let taken = directory.create("r", room(false, 0), &[]).await;
     assert!(matches!(taken, Err(RoomError::AlreadyExists)));
     assert!(full(directory.add("r", &ids(&["bob", "cid"])).await.map(drop)), "its own limit");
-    assert_eq!(directory.accounts("r", "", 9), ["ann".into()]);
+    assert_eq!(directory.accounts("r", "", 9), [Arc::from("ann")]);
     let five = ids(&["1", "2", "3", "4", "5"]);
     assert!(full(directory.create("s", room(false, 0), &five).await), "the server's limit");
     directory.create("s", room(false, 0), &ids(&["ann", "2", "3", "4"])).await.expect("made");

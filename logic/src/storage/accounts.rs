@@ -155,4 +155,10 @@ pub trait AccountStore: Send + Sync + 'static {
     /// Ends a login if the hash is its newest secret's; false when not.
     async fn end_login(&self, login_id: [u8; 16], shown_hash: [u8; 32])
     -> Result<bool, StoreError>;
+
+    /// Some users whose accounts were changed, by whomever, since the store was opened or since the
+    /// last call; empty when there are no more. Where nobody else writes there are none.
+    async fn changed(&self) -> Result<Vec<String>, StoreError> {
+        Ok(vec![])
+    }
 }

@@ -38,6 +38,7 @@ macro_rules! conformance_tests {
     ($bed:expr) => {
         $crate::storage::conformance::conformance_tests! { $bed;
             sequences_are_gapless_and_messages_complete,
+            a_message_says_what_it_follows,
             a_retry_is_stored_once_in_a_commit_across_commits_and_after_reopening,
             a_refused_write_changes_nothing_and_hinders_no_other,
             limits_are_answered_not_truncated,

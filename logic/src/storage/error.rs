@@ -16,6 +16,10 @@ pub enum StoreError {
     /// No space is left for writing. Reading goes on, and writing too once there is space.
     #[error("no space is left for the store: {0}")]
     Full(String),
+    /// The database cannot be reached, or did not answer in time. What was asked for may have been
+    /// done all the same; asking again finds out.
+    #[error("the database is unavailable: {0}")]
+    Unavailable(String),
     /// The disk or the engine failed. Nothing of the commit was applied.
     #[error("the store failed: {0}")]
     Failed(String),
@@ -48,6 +52,7 @@ impl StoreError {
             Self::NotFound => Code::NotFound,
             Self::NotMember => Code::NotPermitted,
             Self::Full(_) => Code::OverCapacity,
+            Self::Unavailable(_) => Code::LogicUnavailable,
             _ => Code::Internal,
         }
     }
@@ -58,6 +63,7 @@ impl StoreError {
             Self::NotFound => Self::NotFound,
             Self::NotMember => Self::NotMember,
             Self::Full(reason) => Self::Full(reason.clone()),
+            Self::Unavailable(reason) => Self::Unavailable(reason.clone()),
             Self::Corrupt(reason) => Self::Corrupt(reason.clone()),
             Self::Closed => Self::Closed,
             Self::InUse(directory) => Self::InUse(directory.clone()),

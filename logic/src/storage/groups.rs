@@ -174,6 +174,8 @@ pub struct GroupChanged {
 pub struct Told {
     /// As stored.
     pub message: chat::Message,
+    /// The version of what was stored last in the conversation before it; 0: nothing.
+    pub follows: u64,
     /// Everybody who is a member after the act, and those who were before it.
     pub recipients: Members,
 }

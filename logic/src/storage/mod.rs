@@ -7,7 +7,9 @@
 //! - [`attachments`]: what files there are
 //! - [`relations`]: friends, requests, blocks
 //! - [`groups`]: what is done to groups, and by whom
+//! - [`side`]: how accounts, relations, rooms and the like are kept, whatever on
 //! - [`embedded`]: the store that needs no server
+//! - `postgres` (with the feature of this name): the store on PostgreSQL
 //! - [`Revocations`]: which tokens are good no more
 //!
 //! A store decides what only it can decide in one transaction: sequences, duplicates, membership,
@@ -55,8 +57,11 @@ pub mod groups;
 pub mod limits;
 mod outcome;
 mod pages;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 pub mod relations;
 mod revocations;
+pub mod side;
 mod write;
 
 pub use revocations::{KeptSession, Revocation, Revocations};
@@ -66,6 +71,23 @@ pub use extras::Extras;
 pub use outcome::Outcome;
 pub use pages::{Changes, ConversationPage, MemberRange, Page};
 pub use write::{Actor, Copied, Target, Write};
+
+/// Of [`Store::figures`]. What is counted is counted since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreFigures {
+    /// Connections that serve somebody at this moment.
+    pub connections_in_use: usize,
+    /// Connections at most.
+    pub connections_max: usize,
+    /// Times that somebody wanted a connection and all were in use.
+    pub connection_waits: u64,
+    /// Connections that were not made.
+    pub connects_failed: u64,
+    /// Attempts after the first.
+    pub retries: u64,
+    /// Calls that were given up.
+    pub given_up: u64,
+}
 
 /// All user ids that a conversation's messages go to.
 pub type Members = Arc<[Arc<str>]>;
@@ -199,8 +221,22 @@ pub trait Store: groups::GroupStore + Send + Sync + 'static {
         Ok(found)
     }
 
-    /// The version of the newest durable commit; 0 in an empty store.
+    /// The version of the newest durable commit that this process knows of; 0 in an empty store.
     fn version(&self) -> u64;
+
+    /// What a store on a server says of itself to operators; `None` of one that has no server.
+    fn figures(&self) -> Option<StoreFigures> {
+        None
+    }
+
+    /// The version of the newest durable commit of all processes that share the store: what is read
+    /// after this holds everything up to it.
+    ///
+    /// # Errors
+    /// The store's own failures.
+    async fn committed_version(&self) -> Result<u64, StoreError> {
+        Ok(self.version())
+    }
 
     /// A group with the first [`limits::GROUP_MEMBERS_SHOWN_MAX`] of its current members; `None`
     /// when there is none or it was removed.

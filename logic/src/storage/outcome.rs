@@ -15,6 +15,9 @@ pub enum Outcome {
         duplicate: bool,
         /// The version of the write that stored it, as [`Store::undelivered`](super::Store::undelivered)'s `as_of` means it.
         version: u64,
+        /// The version of what was stored last in the conversation before this; 0: nothing, or a
+        /// duplicate.
+        follows: u64,
         /// All members including the sender.
         recipients: Members,
     },
@@ -26,6 +29,9 @@ pub enum Outcome {
         duplicate: bool,
         /// The version of the last of them; each has one more than the one before.
         version: u64,
+        /// The version of what was stored last in the conversation before this; 0: nothing, or a
+        /// duplicate.
+        follows: u64,
         /// All members including the sender.
         recipients: Members,
     },

@@ -162,6 +162,17 @@ pub struct RelationPage {
     pub reset: bool,
 }
 
+/// Of [`RelationStore::changed`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RelationNews {
+    /// Rows that were looked at.
+    pub rows: usize,
+    /// Users who block somebody.
+    pub blockers: Vec<String>,
+    /// Relations that changed: whose they are, and to whom.
+    pub relations: Vec<(String, String)>,
+}
+
 /// A durable store of relations. Every change is durable when it is answered.
 #[async_trait]
 pub trait RelationStore: Send + Sync + 'static {
@@ -197,6 +208,12 @@ pub trait RelationStore: Send + Sync + 'static {
         &self,
         each: Box<dyn for<'a> FnMut(&'a str) + Send>,
     ) -> Result<(), StoreError>;
+
+    /// Some of what was changed, by whomever, since the store was opened or since the last call;
+    /// without rows when there is no more. Where nobody else writes there is nothing.
+    async fn changed(&self) -> Result<RelationNews, StoreError> {
+        Ok(RelationNews::default())
+    }
 }
 
 /// What an act does to the two rows of a relation, apart from versions, times and limits. Err: the

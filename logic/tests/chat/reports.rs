@@ -1,6 +1,7 @@
 //! Reports: what clients send to business services reaches its topic, in order.
 
 use bytes::Bytes;
+use millrace_logic::bus::DEAD_LETTERS_TOPIC;
 use millrace_protocol::{Code, chat::Report, command};
 
 use crate::world::{Clients, World, request_id};
@@ -29,4 +30,14 @@ async fn reports_reach_their_topic_in_order_under_the_users_name() {
     let nowhere = Report { destination: "no such/topic".into(), payload: Bytes::new() };
     let reply = gateway.request(1, command::REPORT, request_id(), &nowhere).await;
     assert_eq!(reply.error(), Some(Code::BadRequest));
+}
+
+#[tokio::test]
+async fn nobody_forges_a_dead_letter() {
+    let world = World::start().await;
+    let mut gateway = world.gateway("a").await;
+    gateway.enter(1, "alice").await;
+    let forged = Report { destination: DEAD_LETTERS_TOPIC.into(), payload: Bytes::new() };
+    let reply = gateway.request(1, command::REPORT, request_id(), &forged).await;
+    assert_eq!(reply.error(), Some(Code::NotPermitted));
 }

@@ -14,13 +14,14 @@ use millrace_logic::{
     bus::{EmbeddedBus, EmbeddedBusSettings},
     chat::{Chat, ChatSettings, Foundation, NoProfiles, NoWords, OpenPresence, OpenRooms},
     login::{ClaimRules, Hs256Verifier},
-    notices::{EmbeddedNotices, NoticeLimits},
-    registry::{MemoryRegistry, MemoryRegistrySettings},
-    rooms::{EmbeddedRooms, RoomDirectory, RoomLimits},
+    notices::{NoticeLimits, NoticeTables},
+    registry::{MemoryRegistry, MemoryRegistrySettings, Registry},
+    rooms::{RoomDirectory, RoomLimits, RoomTable},
     storage::{
         Changes, ConversationPage, MemberRange, Members, Outcome, Page, Store, StoreError, Write,
-        embedded::{EmbeddedRevocations, EmbeddedStore, Options},
+        embedded::{EmbeddedStore, Options},
         groups::{GroupStore, JoinRequestPage, MemberPage, ReceiptFilter, ReceiptPage, Role},
+        side::RevocationTable,
     },
 };
 use millrace_logic_sdk::{Server, ServerSettings, testing::FakeGateway};
@@ -182,7 +183,7 @@ impl GroupStore for Handled {
     }
 }
 
-struct Bench {
+pub struct Bench {
     _folder: tempfile::TempDir,
     server: Server,
     store: Arc<Handled>,
@@ -190,13 +191,24 @@ struct Bench {
 
 impl Bench {
     async fn start(settings: ChatSettings, server: ServerSettings, commits: usize) -> Self {
+        let registry = Arc::new(MemoryRegistry::new(MemoryRegistrySettings::default()));
+        Self::start_with(settings, server, commits, registry).await
+    }
+
+    /// With a registry of the caller's.
+    pub async fn start_with(
+        settings: ChatSettings,
+        server: ServerSettings,
+        commits: usize,
+        registry: Arc<dyn Registry>,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let inner = EmbeddedStore::open(Options::new(folder.path().join("data"))).expect("opened");
-        let revocations = EmbeddedRevocations::open(inner.side("revocations").expect("a table"));
+        let revocations = RevocationTable::open(&inner);
         let revocations = Arc::new(revocations.await.expect("read"));
         let bus = EmbeddedBus::open(&inner, EmbeddedBusSettings::default()).expect("opened");
-        let notices = EmbeddedNotices::open(&inner, NoticeLimits::default()).await.expect("opened");
-        let rooms = Arc::new(EmbeddedRooms::open(&inner).expect("opened"));
+        let notices = NoticeTables::open(&inner, NoticeLimits::default()).await.expect("opened");
+        let rooms = Arc::new(RoomTable::open(&inner).await.expect("opened"));
         let directory = RoomDirectory::open(rooms, RoomLimits::default()).await.expect("read");
         let store = Arc::new(Handled {
             inner,
@@ -207,7 +219,7 @@ impl Bench {
         let foundation = Foundation {
             search: None,
             store: store.clone(),
-            registry: Arc::new(MemoryRegistry::new(MemoryRegistrySettings::default())),
+            registry,
             bus: Arc::new(bus),
             notices: Arc::new(notices),
             verifier: Arc::new(
@@ -221,6 +233,7 @@ impl Bench {
             directory: Arc::new(directory),
             push: None,
             profiles: Arc::new(NoProfiles),
+            peers: None,
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let server =
@@ -230,7 +243,7 @@ impl Bench {
         Self { _folder: folder, server, store }
     }
 
-    async fn gateway(&self) -> FakeGateway {
+    pub async fn gateway(&self) -> FakeGateway {
         FakeGateway::connect(self.server.address(), Default::default()).await.expect("linked")
     }
 }

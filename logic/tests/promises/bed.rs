@@ -5,9 +5,12 @@ use std::{path::Path, sync::Arc};
 
 use millrace_logic::{
     bus::{EmbeddedBus, EmbeddedBusSettings},
-    notices::{EmbeddedNotices, NoticeLimits},
-    rooms::{EmbeddedRooms, RoomDirectory, RoomLimits},
-    storage::embedded::{EmbeddedRevocations, EmbeddedStore, Options},
+    notices::{NoticeLimits, NoticeTables},
+    rooms::{RoomDirectory, RoomLimits, RoomTable},
+    storage::{
+        embedded::{EmbeddedStore, Options},
+        side::RevocationTable,
+    },
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -17,9 +20,9 @@ const WORLDS_MAX: usize = 250;
 /// Everything that is in the store's directory, opened.
 pub struct Opened {
     pub store: Arc<EmbeddedStore>,
-    pub revocations: Arc<EmbeddedRevocations>,
+    pub revocations: Arc<RevocationTable>,
     pub bus: Arc<EmbeddedBus>,
-    pub notices: Arc<EmbeddedNotices>,
+    pub notices: Arc<NoticeTables>,
     pub directory: Arc<RoomDirectory>,
 }
 
@@ -87,11 +90,10 @@ fn open(runtime: &Runtime, folder: &Path, fan_out_members_max: usize) -> Opened 
         }
     };
     runtime.block_on(async {
-        let revocations = store.side("revocations").expect("a table");
-        let revocations = EmbeddedRevocations::open(revocations).await.expect("read");
+        let revocations = RevocationTable::open(&*store).await.expect("read");
         let bus = EmbeddedBus::open(&store, EmbeddedBusSettings::default()).expect("opened");
-        let notices = EmbeddedNotices::open(&store, NoticeLimits::default()).await.expect("opened");
-        let rooms = Arc::new(EmbeddedRooms::open(&store).expect("opened"));
+        let notices = NoticeTables::open(&*store, NoticeLimits::default()).await.expect("opened");
+        let rooms = Arc::new(RoomTable::open(&*store).await.expect("opened"));
         let directory = RoomDirectory::open(rooms, RoomLimits::default()).await.expect("read");
         let (revocations, directory) = (Arc::new(revocations), Arc::new(directory));
         let (bus, notices) = (Arc::new(bus), Arc::new(notices));

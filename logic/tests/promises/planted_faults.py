@@ -44,9 +44,8 @@ pub(crate) fn planted(number: usize) -> bool {
 FAULTS = {
     "a message that is sent again is stored again": (
         "storage/embedded/transaction.rs",
-        "        if let Some(stored) = self.get::<DedupeRow>(Table::Dedupe, &dedupe_key)? {\n            let (mut messages,",
-        "        if let Some(stored) = self.get::<DedupeRow>(Table::Dedupe, &dedupe_key)?\n            && !PLANTED\n"
-        "        {\n            let (mut messages,",
+        "            && !is_planted(Fault::Dedupe)\n",
+        "            && !PLANTED\n",
     ),
     "the reply comes before the commit": (
         "chat/processor.rs",

@@ -222,6 +222,7 @@ impl<'a> World<'a> {
             search: None,
             words: Arc::new(NoWords),
             profiles: Arc::new(NoProfiles),
+            peers: None,
             directory: opened.directory.clone(),
             push: None,
         };

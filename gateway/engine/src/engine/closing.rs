@@ -13,6 +13,7 @@ use crate::{
     arena::Record,
     connection::{Facts, Phase},
     effect::ConnectionId,
+    link::Home,
 };
 
 /// What a connection is told when it ends. On WebSocket a close frame follows, except after
@@ -74,7 +75,8 @@ impl Engine {
         }
 
         if phase == Phase::LoginPending {
-            self.abandoned_logins.insert(id, code);
+            let home = self.leave_home(id);
+            self.abandoned_logins.insert(id, (code, home));
         }
         if phase == Phase::Active {
             self.end_session(id, code, known);
@@ -87,8 +89,8 @@ impl Engine {
         self.settle(id);
     }
 
-    /// Takes a session out of the books and tells logic, unless logic will see it missing in the
-    /// list of sessions anyway.
+    /// Takes a session out of the books and tells the logic it is at home with. While there is none,
+    /// nobody is to be told: it is missing in the next list.
     fn end_session(&mut self, id: ConnectionId, code: u32, known: Code) {
         self.counters.sessions -= 1;
         self.counters.sessions_ended[known as usize] += 1;
@@ -98,7 +100,11 @@ impl Engine {
             self.leave_room_at(id, last);
         }
         self.set_claims(id, None);
-        self.tell_session_ended(id, code);
+        let home = self.leave_home(id);
+        if home == Home::NONE {
+            self.counters.sessions_homeless -= 1;
+        }
+        self.tell_session_ended(home, id, code);
     }
 
     /// Lets go of requests and backlog: the end of the connection is their answer.

@@ -22,6 +22,7 @@ impl Engine {
             }
         }
         self.refuse_held();
+        self.balance();
         self.drain_on();
         self.fan_out_on();
     }
@@ -29,10 +30,11 @@ impl Engine {
     /// The moment of [`Now::monotonic_ms`] at which [`Self::tick`] and
     /// [`Self::take_link_batch`] are due.
     pub fn next_deadline_ms(&self) -> Option<u64> {
-        let heartbeat = self.link.as_ref().map(|link| link.heartbeat_at_ms);
+        let heartbeat = self.links.iter().map(|link| link.heartbeat_at_ms).min();
         let fan_out = (!self.fan_outs.is_empty()).then_some(self.now.monotonic_ms);
         let hold = self.next_hold_ms();
-        [self.timers.next_deadline_ms(), heartbeat, self.next_drain_ms(), fan_out, hold]
+        let moves = self.next_moves_ms();
+        [self.timers.next_deadline_ms(), heartbeat, self.next_drain_ms(), fan_out, hold, moves]
             .into_iter()
             .flatten()
             .min()

@@ -28,6 +28,7 @@ use crate::{
     Dropped, Effect,
     connection::{Facts, Phase},
     effect::ConnectionId,
+    link::Home,
 };
 
 /// More broadcasts than this could not be told apart by a byte.
@@ -61,7 +62,7 @@ struct Broadcast {
     end: (u64, u32),
     /// What logic gets back when it is over, and on which stream.
     body_bytes: usize,
-    stream: u64,
+    stream: (Home, u64),
 }
 
 impl FanOuts {
@@ -94,17 +95,18 @@ impl Engine {
     }
 
     /// Everybody who is logged in now.
-    pub(super) fn broadcast_frame(&mut self, frame: BroadcastFrame) {
+    pub(super) fn broadcast_frame(&mut self, home: Home, frame: BroadcastFrame) {
         let body_bytes = frame.body_protobuf.len() + frame.body_json.len();
         let bytes = frame.body_protobuf.len().max(frame.body_json.len());
         let Some((command, flags)) = header(frame.command, frame.flags, bytes) else {
-            self.owe(body_bytes);
+            self.owe(home, body_bytes);
             return self.counters.drop_one(Dropped::LinkContract);
         };
         let most = (self.settings.broadcasts_max as usize).clamp(1, BROADCASTS_CEILING);
         while self.fan_outs.broadcasts.len() >= most {
             self.visit();
         }
+        let stream = self.links.get(home).map_or(0, |link| link.stream);
         let (round, slot) = self.fan_outs.at;
         self.fan_outs.latest = self.fan_outs.latest.wrapping_add(1);
         self.fan_outs.broadcasts.push_back(Broadcast {
@@ -112,7 +114,7 @@ impl Engine {
             json: Shared::new(command, flags.with(Flags::JSON), frame.body_json),
             end: (round + 1, slot),
             body_bytes,
-            stream: self.streams,
+            stream: (home, stream),
         });
         self.walk();
     }
@@ -145,8 +147,9 @@ impl Engine {
         {
             done.protobuf.release(&mut self.works);
             done.json.release(&mut self.works);
-            if done.stream == self.streams {
-                self.owe(done.body_bytes);
+            let (home, stream) = done.stream;
+            if self.links.get(home).is_some_and(|link| link.stream == stream) {
+                self.owe(home, done.body_bytes);
             }
         }
     }

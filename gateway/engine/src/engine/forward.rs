@@ -9,20 +9,18 @@ use millrace_protocol::{Code, command, frame::Flags, link::ClientFrame};
 
 use super::{Engine, inbound::Incoming};
 use crate::{
-    Dropped, Effect, connection::Facts, effect::ConnectionId, link::Outgoing, work::Waiting,
+    Dropped, Effect,
+    connection::Facts,
+    effect::ConnectionId,
+    link::{Held, Home, Outgoing},
+    work::Waiting,
 };
-
-/// A connection whose receive is paused, since when, and in which of its pauses.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Held {
-    since_ms: u64,
-    pause: u32,
-    id: ConnectionId,
-}
 
 impl Engine {
     pub(super) fn forward(&mut self, id: ConnectionId, frame: Incoming<'_>) {
-        if self.link.is_none() {
+        let Some(connection) = self.get(id) else { return };
+        let home = connection.home;
+        if home == Home::NONE && !self.is_home_in_sight() {
             if frame.request_id == 0 {
                 self.counters.drop_one(Dropped::LogicUnavailable);
             }
@@ -30,7 +28,6 @@ impl Engine {
         }
         let frames_max = self.settings.link_backlog_frames_max as usize;
         let bytes_max = self.settings.link_backlog_bytes_max;
-        let Some(connection) = self.get(id) else { return };
         let backlog_frames = connection.backlog_frames(&self.works);
         let backlog_bytes = connection.backlog_bytes(&self.works) + frame.body.len();
         if backlog_frames > 0 && (backlog_frames >= frames_max || backlog_bytes > bytes_max) {
@@ -56,17 +53,18 @@ impl Engine {
             acknowledge,
             pause: 0,
         };
-        if backlog_frames == 0 && self.spend_credit(frame.body.len()) {
-            return self.send_to_logic(Outgoing::Frame(waiting));
+        if backlog_frames == 0 && self.spend_credit(home, frame.body.len()) {
+            return self.send_to_logic(home, Outgoing::Frame(waiting));
         }
-        self.wait_for_credit(id, waiting);
+        self.wait_for_credit(id, home, waiting);
     }
 
-    fn spend_credit(&mut self, body_bytes: usize) -> bool {
-        self.link.as_mut().is_some_and(|link| link.spend(body_bytes))
+    fn spend_credit(&mut self, home: Home, body_bytes: usize) -> bool {
+        self.links.get_mut(home).is_some_and(|link| link.spend(body_bytes))
     }
 
-    fn wait_for_credit(&mut self, id: ConnectionId, mut waiting: Waiting) {
+    /// Keeps a frame with its connection. Who has no home yet gets in line when it has one.
+    fn wait_for_credit(&mut self, id: ConnectionId, home: Home, mut waiting: Waiting) {
         // Only told apart from those before it, so that it may begin anew.
         let next_pause = self.counters.receive_pauses as u32;
         let Some((connection, works)) = self.parts(id) else { return };
@@ -83,12 +81,41 @@ impl Engine {
         }
         if present_pause.is_none() {
             let held = Held { since_ms: self.now.monotonic_ms, pause: next_pause, id };
-            self.waiting.push_back(held);
+            self.stand_in_line(home, held);
             if self.credit_wait_max_ms() > 0 {
                 self.held.push_back(held);
+                self.forget_past_holds();
             }
-            self.forget_past_holds();
         }
+    }
+
+    /// The link gives it credit in its turn.
+    fn stand_in_line(&mut self, home: Home, held: Held) {
+        let most = self.holds_max();
+        let Some(link) = self.links.get_mut(home) else { return };
+        link.waiting_for_credit.push_back(held);
+        if link.waiting_for_credit.len() > most {
+            let mut waiting = std::mem::take(&mut link.waiting_for_credit);
+            waiting.retain(|held| self.is_held_at(home, *held));
+            if let Some(link) = self.links.get_mut(home) {
+                link.waiting_for_credit = waiting;
+            }
+        }
+    }
+
+    /// A session that was without a home has one now: what waits of it gets in line.
+    pub(super) fn stand_in_line_anew(&mut self, home: Home, id: ConnectionId) {
+        let Some(pause) = self.get(id).and_then(|c| c.pause(&self.works)) else { return };
+        self.stand_in_line(home, Held { since_ms: self.now.monotonic_ms, pause, id });
+    }
+
+    /// As many entries of a queue can be of those that are held no more.
+    fn holds_max(&self) -> usize {
+        64 + 2 * self.connections.len() as usize
+    }
+
+    fn is_held_at(&self, home: Home, held: Held) -> bool {
+        self.is_held(held) && self.get(held.id).is_some_and(|c| c.home == home)
     }
 
     /// Whether a connection is still held, and has not been read in between.
@@ -96,15 +123,9 @@ impl Engine {
         self.get(held.id).and_then(|c| c.pause(&self.works)) == Some(held.pause)
     }
 
-    /// Keeps the queues of those that are held from growing with those that are no more.
+    /// Keeps the queue of those that are held from growing with those that are no more.
     fn forget_past_holds(&mut self) {
-        let most = 64 + 2 * self.connections.len() as usize;
-        if self.waiting.len() > most {
-            let mut waiting = std::mem::take(&mut self.waiting);
-            waiting.retain(|held| self.is_held(*held));
-            self.waiting = waiting;
-        }
-        if self.held.len() > most {
+        if self.held.len() > self.holds_max() {
             let mut all = std::mem::take(&mut self.held);
             all.retain(|held| self.is_held(*held));
             self.held = all;
@@ -162,31 +183,34 @@ impl Engine {
 
     /// Credit has come back: one frame of each waiting connection in turn, the longest waiting
     /// first.
-    pub(super) fn resume_waiting(&mut self) {
-        while let Some(held) = self.waiting.front().copied() {
+    pub(super) fn resume_waiting(&mut self, home: Home) {
+        while let Some(link) = self.links.get_mut(home)
+            && let Some(held) = link.waiting_for_credit.front().copied()
+        {
             let id = held.id;
-            let next_bytes = if self.is_held(held) {
+            let next_bytes = if self.is_held_at(home, held) {
                 self.get(id).and_then(|connection| connection.backlog_next_bytes(&self.works))
             } else {
                 None
             };
+            let Some(link) = self.links.get_mut(home) else { return };
             let Some(bytes) = next_bytes else {
-                self.waiting.pop_front();
+                link.waiting_for_credit.pop_front();
                 continue;
             };
-            if !self.spend_credit(bytes) {
+            if !link.spend(bytes) {
                 return;
             }
-            self.waiting.pop_front();
+            link.waiting_for_credit.pop_front();
             let Some((connection, works)) = self.parts(id) else { continue };
             let Some(waiting) = connection.pop_backlog(works) else { continue };
             let is_last = connection.backlog_frames(works) == 0;
             self.counters.backlog_frames -= 1;
-            self.send_to_logic(Outgoing::Frame(waiting));
+            self.send_to_logic(home, Outgoing::Frame(waiting));
             if is_last {
                 self.resume_receive(id);
-            } else {
-                self.waiting.push_back(held);
+            } else if let Some(link) = self.links.get_mut(home) {
+                link.waiting_for_credit.push_back(held);
             }
         }
     }

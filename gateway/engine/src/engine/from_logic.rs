@@ -1,7 +1,8 @@
 //! What logic says: frames for sessions and rooms, decisions, memberships, ends of sessions.
 //!
 //! Logic is trusted with content but not with correctness: what breaks the contract, or names a
-//! session that has ended, is counted and skipped.
+//! session that has ended, is counted and skipped. Any logic may send to any session of the shard
+//! and close it; who is in which room only the logic says that the session is at home with.
 
 use millrace_protocol::{
     Code,
@@ -14,7 +15,7 @@ use millrace_protocol::{
 };
 
 use super::{Engine, closing::Farewell, outbound::Shared};
-use crate::{Dropped, LinkId, Now, effect::ConnectionId, room::Full};
+use crate::{Dropped, LinkId, Now, effect::ConnectionId, link::Home, room::Full};
 
 impl Engine {
     /// A batch from logic.
@@ -22,7 +23,8 @@ impl Engine {
         self.now = now;
         let events = batch.events.len() as u64;
         self.counters.link_events_in += events;
-        let Some(active) = self.link.as_mut().filter(|active| active.id == link) else {
+        let home = Home::at(link);
+        let Some(active) = self.links.get_mut(home) else {
             self.counters.dropped[Dropped::LinkContract as usize] += events;
             return;
         };
@@ -35,55 +37,57 @@ impl Engine {
         }
         for event in batch.events {
             match event.kind {
-                Some(kind) => self.logic_event(kind),
+                Some(kind) => self.logic_event(home, kind),
                 None => self.counters.drop_one(Dropped::LinkContract),
             }
         }
         if let Some(credit) = batch.credit
-            && let Some(active) = &mut self.link
+            && let Some(active) = self.links.get_mut(home)
         {
             active.give_back(credit);
         }
-        self.resume_waiting();
+        self.resume_waiting(home);
     }
 
-    fn logic_event(&mut self, kind: Kind) {
-        let is_ready = self.link.as_ref().is_some_and(|link| link.is_ready);
+    fn logic_event(&mut self, home: Home, kind: Kind) {
+        let is_ready = self.links.get(home).is_some_and(|link| link.is_ready);
         if let Kind::HelloReply(reply) = kind {
-            return self.hello_reply(&reply);
+            return self.hello_reply(home, &reply);
         }
         if !is_ready {
             return self.counters.drop_one(Dropped::LinkContract);
         }
         match kind {
-            Kind::LoginResult(result) => self.login_result(result),
+            Kind::LoginResult(result) => self.login_result(home, result),
             Kind::RefreshResult(result) => self.refresh_result(result),
-            Kind::SendFrame(frame) => self.send_frame(frame),
-            Kind::RoomFrame(frame) => self.room_frame(frame),
-            Kind::BroadcastFrame(frame) => self.broadcast_frame(frame),
-            Kind::RoomMembership(change) => self.room_membership(&change),
+            Kind::SendFrame(frame) => self.send_frame(home, frame),
+            Kind::RoomFrame(frame) => self.room_frame(home, frame),
+            Kind::BroadcastFrame(frame) => self.broadcast_frame(home, frame),
+            Kind::RoomMembership(change) => self.room_membership(home, &change),
             Kind::CloseSession(close) => self.close_session(&close),
-            // The stream will end, and that is dealt with when it does: whatever logic still
-            // answers until then is not to be refused here.
-            Kind::Draining(_) | Kind::HelloReply(_) => {}
+            Kind::Draining(draining) => self.logic_leaves(home, &draining),
+            Kind::HelloReply(_) => {}
         }
     }
 
-    fn hello_reply(&mut self, reply: &HelloReply) {
-        match &mut self.link {
-            Some(link) if !link.is_ready => link.ready(reply.window.unwrap_or_default()),
-            _ => self.counters.drop_one(Dropped::LinkContract),
+    fn hello_reply(&mut self, home: Home, reply: &HelloReply) {
+        match self.links.get_mut(home) {
+            Some(link) if !link.is_ready => {
+                link.ready(reply.window.unwrap_or_default(), reply.takes_moves);
+            }
+            _ => return self.counters.drop_one(Dropped::LinkContract),
         }
+        self.balance();
     }
 
-    pub(super) fn owe(&mut self, body_bytes: usize) {
-        if let Some(link) = &mut self.link {
+    pub(super) fn owe(&mut self, home: Home, body_bytes: usize) {
+        if let Some(link) = self.links.get_mut(home) {
             link.owe(body_bytes);
         }
     }
 
-    fn send_frame(&mut self, frame: SendFrame) {
-        self.owe(frame.body.len());
+    fn send_frame(&mut self, home: Home, frame: SendFrame) {
+        self.owe(home, frame.body.len());
         let Some((command, flags)) = header(frame.command, frame.flags, frame.body.len()) else {
             return self.counters.drop_one(Dropped::LinkContract);
         };
@@ -117,8 +121,8 @@ impl Engine {
         shared.release(&mut self.works);
     }
 
-    fn room_frame(&mut self, frame: RoomFrame) {
-        self.owe(frame.body_protobuf.len() + frame.body_json.len());
+    fn room_frame(&mut self, home: Home, frame: RoomFrame) {
+        self.owe(home, frame.body_protobuf.len() + frame.body_json.len());
         let bytes = frame.body_protobuf.len().max(frame.body_json.len());
         let Some((command, flags)) = header(frame.command, frame.flags, bytes) else {
             return self.counters.drop_one(Dropped::LinkContract);
@@ -143,13 +147,21 @@ impl Engine {
         json.release(&mut self.works);
     }
 
-    fn room_membership(&mut self, change: &RoomMembership) {
+    /// Of sessions that are at home with this logic alone: the rooms of one that has moved were listed
+    /// to its new home, and what crossed that would never be heard there.
+    fn room_membership(&mut self, home: Home, change: &RoomMembership) {
         for session_id in &change.join_session_ids {
-            self.join_room(ConnectionId::from_raw(*session_id), &change.room_id);
+            self.join_room(home, ConnectionId::from_raw(*session_id), &change.room_id);
         }
         for session_id in &change.leave_session_ids {
             let id = ConnectionId::from_raw(*session_id);
-            let Some(connection) = self.get(id) else { continue };
+            let Some(connection) = self.get(id).filter(|connection| connection.is_active()) else {
+                continue;
+            };
+            if connection.home != home {
+                self.counters.drop_one(Dropped::NotHome);
+                continue;
+            }
             let held = self.memberships.of(connection.rooms);
             if let Some(position) = self.rooms.position(&change.room_id, held) {
                 self.leave_room_at(id, position);
@@ -157,10 +169,13 @@ impl Engine {
         }
     }
 
-    fn join_room(&mut self, id: ConnectionId, room_id: &str) {
+    fn join_room(&mut self, home: Home, id: ConnectionId, room_id: &str) {
         let Some(connection) = self.get(id).filter(|connection| connection.is_active()) else {
             return self.counters.drop_one(Dropped::SessionUnknown);
         };
+        if connection.home != home {
+            return self.counters.drop_one(Dropped::NotHome);
+        }
         let held = self.memberships.of(connection.rooms);
         let has_room = held.len() < self.settings.rooms_per_connection_max as usize;
         if self.rooms.position(room_id, held).is_some() {

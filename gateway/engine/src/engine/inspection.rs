@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use super::Engine;
-use crate::{ConnectionId, TransportKind, identity::Identity};
+use crate::{ConnectionId, LinkId, TransportKind, identity::Identity, link::Opening};
 
 /// One connection, for a person to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,32 @@ pub struct ConnectionInfo {
     pub send_queue_bytes: usize,
     /// Whether it has been told that it ends.
     pub is_closing: bool,
+    /// The link that its session is at home on.
+    pub link: Option<LinkId>,
+}
+
+/// How far a link is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkPhase {
+    /// Logic has not answered Hello, or the lists are under way.
+    Opening,
+    /// In use.
+    Ready,
+    /// Logic has said that it leaves; its sessions move to others.
+    Leaving,
+}
+
+/// One link that is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkInfo {
+    /// Its id.
+    pub id: LinkId,
+    /// How far it is.
+    pub phase: LinkPhase,
+    /// Sessions that are at home on it, logins under way included.
+    pub sessions: u32,
+    /// Events that wait for it.
+    pub outbox_events: usize,
 }
 
 impl Engine {
@@ -41,6 +67,20 @@ impl Engine {
     pub fn connections(&self, connections_max: usize) -> Vec<ConnectionInfo> {
         let ids = (0..self.connections.slots()).filter_map(|slot| self.id_in_slot(slot));
         ids.filter_map(|id| self.inspect(id)).take(connections_max).collect()
+    }
+
+    /// The links that are up, in order of their ids.
+    pub fn links(&self) -> impl Iterator<Item = LinkInfo> {
+        self.links.iter().map(|link| LinkInfo {
+            id: link.id,
+            phase: match link.leaving {
+                Some(_) => LinkPhase::Leaving,
+                None if link.is_ready && link.opening == Opening::Complete => LinkPhase::Ready,
+                None => LinkPhase::Opening,
+            },
+            sessions: link.sessions,
+            outbox_events: link.waiting(),
+        })
     }
 
     fn inspect(&self, id: ConnectionId) -> Option<ConnectionInfo> {
@@ -58,6 +98,7 @@ impl Engine {
             silence_ms: connection.silence_ms(self.now),
             send_queue_bytes: connection.queued_bytes(&self.works),
             is_closing: !connection.is_open(),
+            link: connection.home.link(),
         })
     }
 }

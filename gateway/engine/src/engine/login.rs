@@ -1,6 +1,7 @@
 //! LOGIN: the claims go to logic, and its decision makes the session or ends the connection.
 //!
-//! Logic alone decides who somebody is. While logic is away a login is refused with
+//! Logic alone decides who somebody is; of several the one that has the fewest sessions. While logic is
+//! away a login is refused with
 //! `logic_unavailable`, which does not end the connection: the client may try again until the
 //! login deadline.
 
@@ -21,7 +22,7 @@ use crate::{
     connection::{Facts, Phase},
     effect::ConnectionId,
     identity::{Claims, Identity},
-    link::Outgoing,
+    link::{Home, Outgoing},
 };
 
 /// Longest claim that is kept with the session (device, platform): bounds what an idle session
@@ -50,7 +51,8 @@ impl Engine {
         }
         let is_full =
             self.counters.logins_in_flight >= u64::from(self.settings.logins_in_flight_max);
-        if self.link.is_none() || is_full {
+        let home = self.home_for_login(id);
+        if home == Home::NONE || is_full {
             let code = Code::LogicUnavailable;
             let reason =
                 if is_full { "too many logins are under way; try again" } else { code.sentence() };
@@ -60,6 +62,7 @@ impl Engine {
 
         let Some((connection, works)) = self.parts(id) else { return };
         connection.phase = Phase::LoginPending;
+        connection.home = home;
         connection.note_request(works, request_id);
         let transport = transport_on_link(connection.transport());
         let identity = connection.identity;
@@ -87,19 +90,30 @@ impl Engine {
         };
         self.counters.logins_in_flight += 1;
         self.login_probe.begin(id.raw(), 0, self.now.monotonic_ms);
-        self.send_to_logic(Outgoing::Event(Kind::Login(request)));
+        if let Some(link) = self.links.get_mut(home) {
+            link.sessions += 1;
+        }
+        self.send_to_logic(home, Outgoing::Event(Kind::Login(request)));
     }
 
     /// Logic has decided.
-    pub(super) fn login_result(&mut self, result: link::LoginResult) {
+    pub(super) fn login_result(&mut self, home: Home, result: link::LoginResult) {
         let id = ConnectionId::from_raw(result.session_id);
+        let asked = self.abandoned_logins.get(&id).map(|(_, asked)| *asked);
+        let asked = asked.or_else(|| {
+            let pending = self.get(id).filter(|c| c.phase == Phase::LoginPending)?;
+            Some(pending.home)
+        });
+        if asked.is_some_and(|asked| asked != home) {
+            return self.counters.drop_one(Dropped::LinkContract);
+        }
         let (now_ms, durations) = (self.now.monotonic_ms, &mut self.counters.login_durations);
         self.login_probe.end(id.raw(), 0, now_ms, durations);
-        if let Some(why) = self.abandoned_logins.remove(&id) {
+        if let Some((why, _)) = self.abandoned_logins.remove(&id) {
             self.counters.logins_in_flight -= 1;
             if result.code == Code::Ok.number() {
                 // The client is gone already: logic must not be left with a session of nobody.
-                self.tell_session_ended(id, why);
+                self.tell_session_ended(home, id, why);
             }
             return;
         }
@@ -167,6 +181,7 @@ impl Engine {
         self.counters.logins_refused[known as usize] += 1;
         // First back to where another LOGIN is possible, so that an end of the connection from
         // here on does not wait for a result that has arrived.
+        self.leave_home(id);
         let Some(connection) = self.get_mut(id) else { return };
         connection.phase = Phase::AwaitingLogin;
         self.set_claims(id, None);

@@ -28,9 +28,9 @@ pub struct Memory {
     pub send: u64,
     /// Rooms, their lists of members, and the members' lists of rooms.
     pub rooms: u64,
-    /// What the owner is to do, fan-outs under way, and who waits for credit.
+    /// What the owner is to do, fan-outs under way, and who is held back.
     pub effects: u64,
-    /// What waits for the link.
+    /// What waits for the links, and who waits for their credit.
     pub link: u64,
 }
 
@@ -72,11 +72,9 @@ impl Engine {
             receive: self.works.input_bytes() as u64,
             send: self.counters.send_queue_bytes,
             rooms: (self.rooms.bytes() + self.memberships.bytes()) as u64,
-            effects: (list_bytes(&self.effects)
-                + list_bytes(&self.waiting)
-                + list_bytes(&self.held)
-                + self.fan_outs.bytes()) as u64,
-            link: self.link.as_ref().map_or(0, Link::bytes) as u64,
+            effects: (list_bytes(&self.effects) + list_bytes(&self.held) + self.fan_outs.bytes())
+                as u64,
+            link: self.links.iter().map(Link::bytes).sum::<usize>() as u64,
         }
     }
 }

@@ -15,6 +15,7 @@ mod draining;
 mod fan_out;
 mod forward;
 mod from_logic;
+mod homes;
 mod inbound;
 mod inspection;
 mod login;
@@ -29,31 +30,31 @@ use millrace_protocol::{Code, frame::HEADER_BYTES};
 use rustc_hash::FxHashMap;
 
 use crate::{
-    Counters, Effect, GatewayIdentity, LinkId, Now, Settings, TransportKind,
+    Counters, Effect, GatewayIdentity, Now, Settings, TransportKind,
     arena::Arena,
     connection::{Connection, Facts, Phase},
     durations::Probe,
     effect::{ConnectionId, SLOTS_MAX},
     identity::Identity,
-    link::Link,
+    link::{Held, Home, Links},
     room::{Memberships, Rooms},
     slab::Slab,
     timer_wheel::TimerWheel,
     transport::WebSocketSettings,
     work::Works,
 };
-pub use inspection::ConnectionInfo;
+pub use inspection::{ConnectionInfo, LinkInfo, LinkPhase};
 pub use memory::Memory;
 
 use closing::Farewell;
 use draining::Draining;
 use fan_out::FanOuts;
-use forward::Held;
+use homes::Moves;
 
 /// What the JSON envelope adds to a body, generously.
 const TEXT_ENVELOPE_BYTES_MAX: usize = 256;
 
-/// One shard's connections, sessions, rooms and its stream to logic.
+/// One shard's connections, sessions, rooms and its streams to logic.
 pub struct Engine {
     settings: Settings,
     websocket: WebSocketSettings,
@@ -77,18 +78,18 @@ pub struct Engine {
     login_probe: Probe,
     request_probe: Probe,
     delivery_probe: Probe,
-    link: Option<Link>,
+    links: Links,
     /// Streams that were begun.
     streams: u64,
-    /// Links that are up while another one is in use; Hello was not sent on them.
-    standby: Vec<LinkId>,
-    /// Connections with a backlog, in the order in which they get credit. May name some that are
+    /// The slot at which the search for them goes on.
+    homeless_at: u32,
+    moves: Moves,
+    /// Connections with a backlog, in the order in which they were held. May name some that are
     /// gone; at most twice as many entries as connections.
-    waiting: VecDeque<Held>,
-    /// The same, in the order in which they were held; bounded likewise.
     held: VecDeque<Held>,
-    /// Logins that logic is deciding about while the client is gone already, and why it is gone.
-    abandoned_logins: FxHashMap<ConnectionId, u32>,
+    /// Logins that logic is deciding about while the client is gone already: why it is gone, and
+    /// which logic.
+    abandoned_logins: FxHashMap<ConnectionId, (u32, Home)>,
     draining: Option<Draining>,
     /// Reused for encoding bodies.
     scratch: Vec<u8>,
@@ -120,10 +121,10 @@ impl Engine {
             login_probe: Probe::default(),
             request_probe: Probe::default(),
             delivery_probe: Probe::default(),
-            link: None,
+            links: Links::default(),
             streams: 0,
-            standby: Vec::new(),
-            waiting: VecDeque::new(),
+            homeless_at: 0,
+            moves: Moves::new(now),
             held: VecDeque::new(),
             abandoned_logins: FxHashMap::default(),
             draining: None,
@@ -246,7 +247,8 @@ impl Engine {
             && self.effects.is_empty()
             && self.fan_outs.is_empty()
             && self.abandoned_logins.is_empty()
-            && self.link.is_none()
+            && self.links.is_empty()
+            && self.counters.sessions_homeless == 0
     }
 
     // --- helpers of all rooms -------------------------------------------------------------------

@@ -20,7 +20,7 @@ use crate::{
     Dropped,
     effect::ConnectionId,
     identity::{Claims, Identity},
-    link::Outgoing,
+    link::{Home, Outgoing},
 };
 
 impl Engine {
@@ -58,7 +58,8 @@ impl Engine {
             Err(reason) => return self.refuse(id, request_id, Code::BadRequest, &reason),
         };
         let outbox_events_max = self.settings.link_outbox_events_max;
-        match &self.link {
+        let home = self.get(id).map_or(Home::NONE, |connection| connection.home);
+        match self.links.get(home) {
             Some(link) if link.waiting() < outbox_events_max => {}
             _ => return self.logic_unavailable(id, request_id),
         }
@@ -66,7 +67,7 @@ impl Engine {
             return;
         }
         let request = link::RefreshRequest { session_id: id.raw(), request_id, token };
-        self.send_to_logic(Outgoing::Event(Kind::Refresh(request)));
+        self.send_to_logic(home, Outgoing::Event(Kind::Refresh(request)));
     }
 
     /// Logic has decided about a newer token. A refusal leaves the session as it was.

@@ -1,52 +1,38 @@
-//! The stream to logic: its beginning with the lists of sessions and rooms, its end, and the batches.
+//! The streams to logic: their beginnings with the lists of sessions and rooms, their ends, and the
+//! batches.
 
 use millrace_protocol::link::{
-    ConnectRequest, GatewayEvent, Hello, RoomMembers, Session, SessionEnded, SessionsComplete,
+    ConnectRequest, GatewayEvent, Hello, RoomMembers, SessionEnded, SessionsComplete,
     gateway_event::Kind,
 };
 
-use super::{
-    Engine,
-    login::{encoding_on_link, transport_on_link},
-};
+use super::Engine;
 use crate::{
     LinkId, Now,
     connection::Phase,
     effect::ConnectionId,
-    identity::Identity,
-    link::{Link, Opening, Outgoing},
+    link::{Home, Link, Opening, Outgoing},
 };
 
 /// Members of a room in one RoomMembers; more come in several.
 const ROOM_MEMBERS_PER_EVENT_MAX: usize = 4_096;
 
 impl Engine {
-    /// A stream is open. The first one is used: Hello, the sessions, the rooms and SessionsComplete
-    /// go out on it. Others stand by, unsaid, until it ends.
+    /// A stream is open. Hello, those of the sessions without a home that it takes in, their rooms and
+    /// SessionsComplete go out on it. Any number of streams may be open, up to 255.
     pub fn link_up(&mut self, now: Now, link: LinkId) {
         self.now = now;
-        if self.link.as_ref().is_some_and(|active| active.id == link) {
-            // The owner skipped the end of the old stream.
-            self.link_down(now, link);
-        }
+        // The owner may have skipped the end of the old stream.
+        self.link_down(now, link);
         self.counters.link_ups += 1;
-        self.standby.retain(|standby| *standby != link);
-        if self.link.is_some() {
-            self.standby.push(link);
-        } else {
-            self.begin_link(link);
-        }
-    }
-
-    fn begin_link(&mut self, link: LinkId) {
-        let heartbeat_at_ms = self.now.monotonic_ms + self.heartbeat_interval_ms();
         self.streams += 1;
-        self.link = Some(Link::new(link, heartbeat_at_ms, self.identity.window));
+        let heartbeat_at_ms = now.monotonic_ms + self.heartbeat_interval_ms();
+        self.links.put(Link::new(link, self.streams, heartbeat_at_ms, self.identity.window));
     }
 
     /// Whether logic has answered the stream's Hello, so that client frames have credit.
     pub fn link_is_ready(&self, link: LinkId) -> bool {
-        self.link.as_ref().is_some_and(|active| active.id == link && active.is_ready)
+        self.links.get(Home::at(link)).is_some_and(|link| link.is_ready)
     }
 
     /// A third of the lease: two batches may be lost before logic gives the sessions up.
@@ -55,38 +41,43 @@ impl Engine {
     }
 
     /// The stream takes no batch now. What waits for it will say that we live; until then no
-    /// heartbeat is due, else [`Self::next_deadline_ms`] would ask for one without end.
+    /// heartbeat is due, else [`Self::next_deadline_ms`] would ask for one without end. Nobody new
+    /// finds a home there meanwhile.
     pub fn link_is_full(&mut self, link: LinkId) {
         let postponed_ms = self.now.monotonic_ms + self.heartbeat_interval_ms();
-        if let Some(active) = self.link.as_mut().filter(|active| active.id == link) {
-            active.heartbeat_at_ms = active.heartbeat_at_ms.max(postponed_ms);
+        if let Some(link) = self.links.get_mut(Home::at(link)) {
+            link.is_full = true;
+            link.heartbeat_at_ms = link.heartbeat_at_ms.max(postponed_ms);
         }
     }
 
-    /// A stream has ended. Requests and logins in flight are answered `logic_unavailable`;
-    /// sessions stay.
+    /// A stream has ended. Requests and logins in flight there are answered `logic_unavailable`; its
+    /// sessions stay, and the other streams take them in.
     pub fn link_down(&mut self, now: Now, link: LinkId) {
         self.now = now;
-        self.standby.retain(|standby| *standby != link);
-        if self.link.as_ref().is_none_or(|active| active.id != link) {
-            return;
-        }
-        self.link = None;
+        let home = Home::at(link);
+        let Some(lost) = self.links.take(home) else { return };
         self.counters.link_downs += 1;
-        self.counters.link_outbox_events = 0;
-        self.counters.logins_in_flight -= self.abandoned_logins.len() as u64;
-        self.abandoned_logins.clear();
-        self.waiting.clear();
-        self.held.clear();
+        self.counters.link_outbox_events -= lost.waiting() as u64;
+        let before = self.abandoned_logins.len();
+        self.abandoned_logins.retain(|_, (_, asked)| *asked != home);
+        self.counters.logins_in_flight -= (before - self.abandoned_logins.len()) as u64;
+        let is_home_in_sight = self.is_home_in_sight();
         for slot in 0..self.connections.slots() {
-            if let Some(id) = self.id_in_slot(slot) {
+            let Some(id) = self.id_in_slot(slot) else { continue };
+            let Some(connection) = self.connections.at_mut(slot) else { continue };
+            let is_active = connection.is_active();
+            if connection.home == home {
+                if is_active {
+                    connection.home = Home::NONE;
+                    self.counters.sessions_homeless += 1;
+                }
+                self.fail_work(id);
+            } else if connection.home == Home::NONE && is_active && !is_home_in_sight {
                 self.fail_work(id);
             }
         }
-        if !self.standby.is_empty() {
-            let next = self.standby.remove(0);
-            self.begin_link(next);
-        }
+        self.balance();
     }
 
     /// Answers whatever a connection has asked of logic.
@@ -114,21 +105,18 @@ impl Engine {
         self.resume_receive(id);
     }
 
-    /// Puts something on the way to logic, if there is a link.
-    pub(super) fn send_to_logic(&mut self, outgoing: Outgoing) {
-        if let Some(link) = &mut self.link {
+    /// Puts something on the way to logic, if its link is up.
+    pub(super) fn send_to_logic(&mut self, home: Home, outgoing: Outgoing) {
+        if let Some(link) = self.links.get_mut(home) {
             link.push(outgoing);
             self.counters.link_outbox_events += 1;
         }
     }
 
-    /// Tells logic that a session has ended. If logic has not heard of the session on this
-    /// stream, there is nothing to tell: the session is missing in the list, which says the same.
-    pub(super) fn tell_session_ended(&mut self, id: ConnectionId, code: u32) {
-        if self.link.as_ref().is_some_and(|link| link.knows(id.slot())) {
-            let ended = SessionEnded { session_id: id.raw(), code };
-            self.send_to_logic(Outgoing::Event(Kind::SessionEnded(ended)));
-        }
+    /// Tells the logic that it was at home with that a session has ended.
+    pub(super) fn tell_session_ended(&mut self, home: Home, id: ConnectionId, code: u32) {
+        let ended = SessionEnded { session_id: id.raw(), code, moved: false };
+        self.send_to_logic(home, Outgoing::Event(Kind::SessionEnded(ended)));
     }
 
     /// The next batch for this link, or `None` if nothing is due. An empty batch is a heartbeat,
@@ -138,24 +126,15 @@ impl Engine {
         let heartbeat_interval_ms = self.heartbeat_interval_ms();
         let events_max = self.settings.link_batch_events_max.max(1);
         let bytes_max = self.settings.link_batch_bytes_max;
-        let active = self.link.as_mut().filter(|active| active.id == link)?;
+        let home = Home::at(link);
+        let active = self.links.get_mut(home)?;
+        active.is_full = false;
 
         let mut kinds = Vec::new();
-        if active.opening == Opening::Hello {
-            active.opening = Opening::Sessions { slot: 0, listed: 0 };
-            kinds.push(Kind::Hello(Hello {
-                gateway_id: self.identity.gateway_id.clone(),
-                gateway_epoch: self.identity.gateway_epoch,
-                shard: u32::from(self.shard),
-                shards: self.identity.shards,
-                lease_ms: self.identity.lease_ms,
-                window: Some(self.identity.window),
-            }));
+        if active.opening != Opening::Complete || self.counters.sessions_homeless > 0 {
+            self.list(home, &mut kinds, events_max, bytes_max);
         }
-        self.list_sessions(&mut kinds, events_max);
-        self.list_rooms(&mut kinds, events_max, bytes_max);
-
-        let active = self.link.as_mut()?;
+        let active = self.links.get_mut(home)?;
         let mut acknowledged = Vec::new();
         let mut bytes = 0;
         if active.opening == Opening::Complete {
@@ -176,7 +155,12 @@ impl Engine {
                     }
                 }
             }
+            let is_empty = active.waiting() == 0 && kinds.len() < events_max;
+            if is_empty && (self.moves.are_due() || active.leaving.is_some()) {
+                self.move_away(home, &mut kinds, events_max);
+            }
         }
+        let active = self.links.get_mut(home)?;
         let is_due = now_ms >= active.heartbeat_at_ms || active.owes_much();
         if kinds.is_empty() && !is_due {
             return None;
@@ -193,51 +177,62 @@ impl Engine {
         Some(ConnectRequest { sequence, credit, events, state: None })
     }
 
-    /// Goes on with the list of sessions, from where the last batch ended.
-    fn list_sessions(&mut self, kinds: &mut Vec<Kind>, events_max: usize) {
-        let slots = self.connections.slots();
-        while kinds.len() < events_max
-            && let Some(link) = &mut self.link
-            && let Opening::Sessions { slot, listed } = link.opening
-        {
-            if slot >= slots {
-                link.opening = Opening::Rooms { slot: 0, before: usize::MAX, listed };
-                return;
-            }
-            let generation = self.connections.generation(slot);
-            let session = generation.and_then(|generation| {
-                let connection = self.connections.at(slot).filter(|c| c.is_active())?;
-                let identity = Identity::read(self.identities.get(connection.identity));
-                let claims = identity.claims?;
-                Some(Session {
-                    session_id: ConnectionId::new(self.shard, generation, slot).raw(),
-                    user_id: claims.user_id,
-                    device_id: claims.device_id,
-                    platform: claims.platform,
-                    transport: transport_on_link(connection.transport()).into(),
-                    encoding: encoding_on_link(claims.is_json).into(),
-                    logged_in_at_ms: claims.logged_in_at_ms,
-                    expires_at_ms: claims.expires_at_ms,
-                    state: claims.state,
-                })
-            });
-            link.opening =
-                Opening::Sessions { slot: slot + 1, listed: listed + u64::from(session.is_some()) };
-            kinds.extend(session.map(Kind::Session));
+    /// Goes on with the beginning of a stream, from where the last batch ended, or takes in who has
+    /// no home.
+    fn list(&mut self, home: Home, kinds: &mut Vec<Kind>, events_max: usize, bytes_max: usize) {
+        let Some(link) = self.links.get_mut(home) else { return };
+        if link.opening == Opening::Hello {
+            link.opening = Opening::Sessions { listed: 0 };
+            kinds.push(Kind::Hello(Hello {
+                gateway_id: self.identity.gateway_id.clone(),
+                gateway_epoch: self.identity.gateway_epoch,
+                shard: u32::from(self.shard),
+                shards: self.identity.shards,
+                lease_ms: self.identity.lease_ms,
+                window: Some(self.identity.window),
+                moves: true,
+            }));
         }
+        match link.opening {
+            Opening::Sessions { listed } => {
+                let (taken, is_over) = self.take_in(home, kinds, events_max, false);
+                let listed = listed + taken;
+                if let Some(link) = self.links.get_mut(home) {
+                    link.opening = match is_over {
+                        true => Opening::Rooms { slot: 0, before: usize::MAX, listed },
+                        false => Opening::Sessions { listed },
+                    };
+                }
+                self.list_rooms(home, kinds, events_max, bytes_max);
+            }
+            Opening::Rooms { .. } => self.list_rooms(home, kinds, events_max, bytes_max),
+            Opening::Hello => {}
+            Opening::Complete => {
+                self.take_in(home, kinds, events_max, true);
+            }
+        }
+        // What clients sent while they had no home.
+        self.resume_waiting(home);
     }
 
-    /// Goes on with the list of rooms. From the last member to the first: whoever leaves meanwhile
-    /// is replaced by the last, which was listed already, so nobody is missed.
-    fn list_rooms(&mut self, kinds: &mut Vec<Kind>, events_max: usize, bytes_max: usize) {
+    /// Goes on with the list of rooms, as far as their members are at home here. From the last member
+    /// to the first: whoever leaves meanwhile is replaced by the last, which was listed already, so
+    /// nobody is missed.
+    fn list_rooms(
+        &mut self,
+        home: Home,
+        kinds: &mut Vec<Kind>,
+        events_max: usize,
+        bytes_max: usize,
+    ) {
         let (connections, shard) = (&self.connections, self.shard);
         let mut bytes = 0;
         while kinds.len() < events_max
             && bytes < bytes_max
-            && let Some(link) = &mut self.link
+            && let Some(link) = self.links.get_mut(home)
             && let Opening::Rooms { slot, before, listed } = link.opening
         {
-            if slot >= self.rooms.slots() {
+            if slot >= self.rooms.slots() || listed == 0 {
                 link.opening = Opening::Complete;
                 kinds.push(Kind::SessionsComplete(SessionsComplete { sessions: listed }));
                 return;
@@ -245,14 +240,14 @@ impl Engine {
             let (name, members) = self.rooms.in_slot(slot).unwrap_or_default();
             let until = before.min(members.len());
             let from = until.saturating_sub(ROOM_MEMBERS_PER_EVENT_MAX);
-            if from < until {
-                let members = members[from..until].iter();
-                let session_ids = members.filter_map(|slot| {
-                    let generation = connections.generation(*slot)?;
-                    Some(ConnectionId::new(shard, generation, *slot).raw())
-                });
-                let session_ids = session_ids.collect();
-                bytes += name.len() + 8 * (until - from);
+            let session_ids = members[from..until].iter().filter_map(|slot| {
+                connections.at(*slot).filter(|connection| connection.home == home)?;
+                let generation = connections.generation(*slot)?;
+                Some(ConnectionId::new(shard, generation, *slot).raw())
+            });
+            let session_ids: Vec<u64> = session_ids.collect();
+            if !session_ids.is_empty() {
+                bytes += name.len() + 8 * session_ids.len();
                 kinds.push(Kind::RoomMembers(RoomMembers { room_id: name.into(), session_ids }));
             }
             link.opening = match from {

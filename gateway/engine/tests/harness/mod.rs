@@ -67,8 +67,10 @@ pub struct Harness {
     pub sockets: BTreeMap<u64, Socket>,
     /// Everything that went to logic, in order.
     pub to_logic: Vec<Event>,
+    /// The same on other links than [`LINK`].
+    pub elsewhere: BTreeMap<LinkId, Vec<Event>>,
     next_socket: u64,
-    next_sequence: u64,
+    next_sequence: BTreeMap<LinkId, u64>,
 }
 
 /// Credits that never run out in a test that is not about them.
@@ -89,8 +91,9 @@ impl Harness {
             now,
             sockets: BTreeMap::new(),
             to_logic: Vec::new(),
+            elsewhere: BTreeMap::new(),
             next_socket: 1,
-            next_sequence: 1,
+            next_sequence: BTreeMap::new(),
         }
     }
 
@@ -102,11 +105,38 @@ impl Harness {
     }
 
     pub fn link_up(&mut self, window: Credit) {
-        self.engine.link_up(self.now, LINK);
-        self.next_sequence = 1;
+        self.up(LINK, window);
+    }
+
+    /// A logic that takes moves, on a link of its own.
+    pub fn up(&mut self, link: LinkId, window: Credit) {
+        self.up_without_reply(link);
+        let reply = HelloReply { window: Some(window), takes_moves: true, ..HelloReply::default() };
+        self.says(link, Kind::HelloReply(reply));
+    }
+
+    /// A link whose logic has not answered yet.
+    pub fn up_without_reply(&mut self, link: LinkId) {
+        self.engine.link_up(self.now, link);
+        self.next_sequence.insert(link, 1);
+        if link != LINK {
+            self.elsewhere.entry(link).or_default();
+        }
         self.settle();
-        let window = Some(window);
-        self.logic(Kind::HelloReply(HelloReply { window, ..HelloReply::default() }));
+    }
+
+    /// A link ends.
+    pub fn down(&mut self, link: LinkId) {
+        self.engine.link_down(self.now, link);
+        self.settle();
+    }
+
+    /// What went to a logic since this was last asked.
+    pub fn heard(&mut self, link: LinkId) -> Vec<Event> {
+        if link == LINK {
+            return std::mem::take(&mut self.to_logic);
+        }
+        std::mem::take(self.elsewhere.entry(link).or_default())
     }
 
     pub fn link_down(&mut self) {
@@ -150,6 +180,12 @@ impl Harness {
             while let Some(batch) = self.engine.take_link_batch(LINK) {
                 idle = false;
                 self.to_logic.extend(batch.events.into_iter().filter_map(|event| event.kind));
+            }
+            for (link, heard) in &mut self.elsewhere {
+                while let Some(batch) = self.engine.take_link_batch(*link) {
+                    idle = false;
+                    heard.extend(batch.events.into_iter().filter_map(|event| event.kind));
+                }
             }
             if idle {
                 return;
@@ -389,22 +425,34 @@ impl Harness {
 
     /// Logic says something.
     pub fn logic(&mut self, kind: Kind) {
-        let events = vec![LogicEvent { kind: Some(kind) }];
-        let sequence = self.next_sequence;
-        self.next_sequence += 1;
-        let batch = ConnectResponse { sequence, credit: None, events };
-        self.engine.from_logic(self.now, LINK, batch);
+        self.says(LINK, kind);
+    }
+
+    /// A logic says something.
+    pub fn says(&mut self, link: LinkId, kind: Kind) {
+        self.tell_on(link, vec![kind]);
         self.settle();
+    }
+
+    /// The first things that logic says on a stream; nothing is carried out yet.
+    pub fn tell_first(&mut self, kinds: Vec<Kind>) {
+        self.next_sequence.insert(LINK, 1);
+        self.tell(kinds);
     }
 
     /// Logic says several things at once, and nothing is carried out yet.
     pub fn tell(&mut self, kinds: Vec<Kind>) {
+        self.tell_on(LINK, kinds);
+    }
+
+    fn tell_on(&mut self, link: LinkId, kinds: Vec<Kind>) {
         let events: Vec<_> =
             kinds.into_iter().map(|kind| LogicEvent { kind: Some(kind) }).collect();
-        let sequence = self.next_sequence;
-        self.next_sequence += events.len() as u64;
+        let next = self.next_sequence.entry(link).or_insert(1);
+        let sequence = *next;
+        *next += events.len() as u64;
         let batch = ConnectResponse { sequence, credit: None, events };
-        self.engine.from_logic(self.now, LINK, batch);
+        self.engine.from_logic(self.now, link, batch);
     }
 
     pub fn credit(&mut self, frames: u64, bytes: u64) {
@@ -433,6 +481,9 @@ impl Harness {
         }
         self.wait(5_000);
         self.link_down();
+        for link in self.elsewhere.keys().copied().collect::<Vec<_>>() {
+            self.down(link);
+        }
         assert!(self.engine.is_at_rest(), "something is left: {:?}", self.engine.counters());
         assert_gauges_are_zero(self.engine.counters());
     }
@@ -450,8 +501,9 @@ pub fn assert_gauges_are_zero(counters: &millrace_engine::Counters) {
         counters.rooms,
         counters.room_members,
         counters.link_outbox_events,
+        counters.sessions_homeless,
     ];
-    assert_eq!(gauges, [0; 10], "{counters:?}");
+    assert_eq!(gauges, [0; 11], "{counters:?}");
 }
 
 fn frames_in(bytes: &[u8], frames: &mut Vec<Frame>) {

@@ -1,15 +1,16 @@
 //! A logic that answers late and pushes at random. It holds the gateway to the contract of the
-//! link, and remembers what it sent to whom.
+//! link, as far as one logic can: what is true of all together is in `truth`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::truth::Truth;
 use bytes::Bytes;
 use fastrand::Rng;
 use millrace_protocol::{
     Code,
     command::{DELIVER, NOTICE, REPORT, ROOM_MESSAGE, reply},
     link::{
-        BroadcastFrame, CloseSession, ConnectRequest, ConnectResponse, Credit, Encoding,
+        BroadcastFrame, CloseSession, ConnectRequest, ConnectResponse, Credit, Draining, Encoding,
         HelloReply, LogicEvent, LoginResult, RefreshResult, RoomFrame, RoomMembership, SendFrame,
         gateway_event::Kind as Event, logic_event::Kind,
     },
@@ -40,30 +41,21 @@ pub struct Logic {
     has_hello: bool,
     /// Sessions listed on this stream, until the list is complete.
     listed: Option<BTreeSet<u64>>,
-    next_push: u64,
-    /// Who is in a room: as the gateway listed it, and as it was told since. After a restart, the
-    /// list alone.
-    rooms: BTreeMap<String, BTreeSet<u64>>,
-    /// Memberships that the gateway listed at the beginning of a stream.
-    pub memberships_listed: u64,
-    /// By number: the sessions there were when a broadcast was queued.
-    broadcasts: BTreeMap<u64, Vec<u64>>,
-    /// By session: the numbers in what was delivered to the engine for it, in order.
-    pub pushed: BTreeMap<u64, Vec<u64>>,
-    /// Ends heard of, by event or by the list.
+    /// Ends heard of, by event, that are not moves.
     pub ended: BTreeMap<u64, u32>,
-    pub accepted: BTreeSet<u64>,
+    /// Sessions that it knew and that were not listed any more.
+    pub lost: BTreeSet<u64>,
     pub frames: u64,
     pub streams: u64,
-    /// Sessions whose connections are no more, the latest last: a late message of logic's to one of
-    /// them is nobody's.
-    gone: VecDeque<u64>,
-    /// Whom it closed.
-    pub closed: BTreeSet<u64>,
+    /// Since when it leaves.
+    leaving_since_ms: Option<u64>,
+    /// Drained was said, with so many sessions left.
+    pub drained: Option<u64>,
+    /// Times it was told that nothing is left.
+    pub drained_empty: u64,
+    /// It does nothing until then.
+    pub stalled_until_ms: u64,
 }
-
-/// Gone sessions that are remembered.
-const GONE_MAX: usize = 40;
 
 impl Logic {
     pub fn new(window_frames: u64) -> Self {
@@ -78,32 +70,15 @@ impl Logic {
             sequence_expected: 1,
             has_hello: false,
             listed: None,
-            next_push: 1,
-            rooms: BTreeMap::new(),
-            memberships_listed: 0,
-            broadcasts: BTreeMap::new(),
-            pushed: BTreeMap::new(),
             ended: BTreeMap::new(),
-            accepted: BTreeSet::new(),
+            lost: BTreeSet::new(),
             frames: 0,
             streams: 0,
-            gone: VecDeque::new(),
-            closed: BTreeSet::new(),
+            leaving_since_ms: None,
+            drained: None,
+            drained_empty: 0,
+            stalled_until_ms: 0,
         }
-    }
-
-    /// A connection is no more. Logic may still speak to its session, out of turn or by mistake.
-    pub fn is_gone(&mut self, session_id: u64) {
-        self.gone.push_back(session_id);
-        if self.gone.len() > GONE_MAX {
-            self.gone.pop_front();
-        }
-    }
-
-    /// A session that is no more, if there was one.
-    pub fn any_gone(&self, random: &mut Rng) -> Option<u64> {
-        let place = random.usize(..self.gone.len().max(1));
-        self.gone.get(place).copied()
     }
 
     pub fn live_sessions(&self) -> Vec<u64> {
@@ -116,6 +91,27 @@ impl Logic {
         self.sequence_expected = 1;
         self.under_way = Credit::default();
         self.has_hello = false;
+        self.leaving_since_ms = None;
+        self.drained = None;
+    }
+
+    /// Says that it leaves.
+    pub fn leave(&mut self, now_ms: u64, within_ms: u32) {
+        if self.is_in_use() {
+            self.leaving_since_ms = Some(now_ms);
+            self.outbox.push_back(Kind::Draining(Draining { reconnect_after_ms: within_ms }));
+        }
+    }
+
+    /// Whether the lists are through and it does not leave.
+    pub fn is_in_use(&self) -> bool {
+        self.has_hello && self.listed.is_none() && self.leaving_since_ms.is_none()
+    }
+
+    /// Whether it leaves and has nothing to wait for, or has waited too long.
+    pub fn has_left(&self, now_ms: u64) -> bool {
+        let too_late = |since| now_ms > since + 20_000;
+        self.drained.is_some() || self.leaving_since_ms.is_some_and(too_late)
     }
 
     pub fn stream_ends(&mut self, forget: bool) {
@@ -128,7 +124,7 @@ impl Logic {
     }
 
     /// A batch has come from the gateway.
-    pub fn receive(&mut self, batch: ConnectRequest, random: &mut Rng) {
+    pub fn receive(&mut self, batch: ConnectRequest, random: &mut Rng, truth: &mut Truth) {
         if !batch.events.is_empty() {
             assert_eq!(batch.sequence, self.sequence_expected, "events are numbered");
             self.sequence_expected += batch.events.len() as u64;
@@ -136,51 +132,66 @@ impl Logic {
         for event in batch.events {
             let kind = event.kind.expect("an event is something");
             assert_eq!(matches!(kind, Event::Hello(_)), !self.has_hello, "Hello comes first");
-            self.event(kind, random);
+            self.event(kind, random, truth);
         }
     }
 
-    fn event(&mut self, kind: Event, random: &mut Rng) {
+    fn event(&mut self, kind: Event, random: &mut Rng, truth: &mut Truth) {
         match kind {
             Event::Hello(_) => {
                 self.has_hello = true;
                 self.listed = Some(BTreeSet::new());
-                self.rooms.clear();
                 let window = Credit { frames: self.window_frames, bytes: self.window_bytes };
                 self.outbox.push_front(Kind::HelloReply(HelloReply {
                     window: Some(window),
+                    takes_moves: true,
                     ..HelloReply::default()
                 }));
             }
             Event::Session(session) => {
-                let listed = self.listed.as_mut().expect("sessions are listed after Hello only");
-                assert!(listed.insert(session.session_id), "listed once");
-                assert!(!self.ended.contains_key(&session.session_id), "it has ended");
+                let session_id = session.session_id;
+                match &mut self.listed {
+                    Some(listed) => {
+                        assert!(!session.moved && listed.insert(session_id), "listed once");
+                    }
+                    None => {
+                        assert!(session.moved, "a session after the list has moved");
+                        assert!(!self.sessions.contains_key(&session_id), "it is here already");
+                    }
+                }
+                assert!(!self.ended.contains_key(&session_id), "it has ended");
                 assert_eq!(session.user_id, "verified");
                 let is_json = session.encoding == i32::from(Encoding::Json);
-                let session_id = session.session_id;
                 self.sessions.entry(session_id).or_insert(Session { is_json, last_number: 0 });
             }
             Event::RoomMembers(room) => {
-                let listed = self.listed.as_ref().expect("rooms are listed with the sessions");
-                let members = self.rooms.entry(room.room_id).or_default();
                 for session_id in room.session_ids {
-                    assert!(listed.contains(&session_id), "members are sessions that were listed");
-                    members.insert(session_id);
-                    self.memberships_listed += 1;
+                    let is_known = self.sessions.contains_key(&session_id);
+                    assert!(is_known, "members are sessions that were listed");
                 }
             }
             Event::SessionsComplete(complete) => {
                 let listed = self.listed.take().expect("the list is completed once");
                 assert_eq!(complete.sessions, listed.len() as u64);
-                let gone: Vec<u64> =
+                // Ended, or at home elsewhere.
+                let lost: Vec<u64> =
                     self.sessions.keys().filter(|id| !listed.contains(id)).copied().collect();
-                for id in gone {
-                    self.end(id, u32::MAX);
+                for id in lost {
+                    self.sessions.remove(&id);
+                    self.lost.insert(id);
+                }
+            }
+            Event::Drained(drained) => {
+                assert!(self.leaving_since_ms.is_some(), "an answer to nothing");
+                assert_eq!(self.drained.replace(drained.sessions_left), None, "said once");
+                if drained.sessions_left == 0 {
+                    assert_eq!(self.live_sessions(), [] as [u64; 0], "drained, but not empty");
+                    self.drained_empty += 1;
                 }
             }
             Event::Login(login) => {
                 assert!(self.listed.is_none(), "nothing comes between Hello and the list's end");
+                assert!(self.drained.is_none(), "a login for a logic that has left");
                 let session_id = login.session_id;
                 assert!(!self.sessions.contains_key(&session_id), "logged in once");
                 let code = match random.u8(..20) {
@@ -191,7 +202,7 @@ impl Logic {
                 if code == Code::Ok {
                     let is_json = login.encoding == i32::from(Encoding::Json);
                     self.sessions.insert(session_id, Session { is_json, last_number: 0 });
-                    self.accepted.insert(session_id);
+                    truth.accepted.insert(session_id);
                     // A login whose answer was lost with the link may be tried again on the same
                     // connection, after the list has ended the session that nobody heard of.
                     self.ended.remove(&session_id);
@@ -245,18 +256,14 @@ impl Logic {
                 }
             }
             Event::SessionEnded(ended) => {
-                assert!(self.sessions.contains_key(&ended.session_id), "ended once, and known");
-                self.end(ended.session_id, ended.code);
+                let known = self.sessions.remove(&ended.session_id);
+                assert!(known.is_some(), "ended once, and known");
+                if !ended.moved {
+                    let before = self.ended.insert(ended.session_id, ended.code);
+                    assert_eq!(before, None, "a session ends once");
+                }
             }
         }
-    }
-
-    fn end(&mut self, session_id: u64, code: u32) {
-        self.sessions.remove(&session_id);
-        for members in self.rooms.values_mut() {
-            members.remove(&session_id);
-        }
-        assert_eq!(self.ended.insert(session_id, code), None, "a session ends once");
     }
 
     /// Whether it has nothing to send, and nothing to give back.
@@ -265,12 +272,17 @@ impl Logic {
     }
 
     /// Sends something, or nothing.
-    pub fn act(&mut self, random: &mut Rng, settling: bool) -> Option<ConnectResponse> {
+    pub fn act(
+        &mut self,
+        random: &mut Rng,
+        settling: bool,
+        truth: &mut Truth,
+    ) -> Option<ConnectResponse> {
         if !self.has_hello {
             return None;
         }
         if !settling && self.listed.is_none() && !self.sessions.is_empty() {
-            self.push_something(random);
+            self.push_something(random, truth);
         }
         if !settling && random.u8(..4) != 0 {
             return None;
@@ -293,7 +305,7 @@ impl Logic {
         Some(ConnectResponse { sequence, credit: Some(credit), events })
     }
 
-    fn push_something(&mut self, random: &mut Rng) {
+    fn push_something(&mut self, random: &mut Rng, truth: &mut Truth) {
         let ids: Vec<u64> = self.sessions.keys().copied().collect();
         let one = ids[random.usize(..ids.len())];
         match random.u8(..50) {
@@ -305,8 +317,8 @@ impl Logic {
                     .filter(|id| self.sessions[id].is_json == is_json && random.bool())
                     .collect();
                 session_ids.push(12345);
-                session_ids.extend(self.any_gone(random));
-                let body = self.number();
+                session_ids.extend(truth.any_gone(random));
+                let body = number(truth);
                 self.outbox.push_back(Kind::SendFrame(SendFrame {
                     session_ids,
                     command: u32::from(DELIVER),
@@ -316,7 +328,7 @@ impl Logic {
                 }));
             }
             8..14 => {
-                let body = self.number();
+                let body = number(truth);
                 self.outbox.push_back(Kind::RoomFrame(RoomFrame {
                     room_id: format!("room {}", random.u8(..3)),
                     command: u32::from(ROOM_MESSAGE),
@@ -330,8 +342,8 @@ impl Logic {
                 let join = random.bool();
                 let (mut join_session_ids, mut leave_session_ids) =
                     if join { (vec![one], vec![]) } else { (vec![], vec![one]) };
-                join_session_ids.extend(self.any_gone(random));
-                leave_session_ids.extend(self.any_gone(random));
+                join_session_ids.extend(truth.any_gone(random));
+                leave_session_ids.extend(truth.any_gone(random));
                 self.outbox.push_back(Kind::RoomMembership(RoomMembership {
                     room_id: format!("room {}", random.u8(..3)),
                     join_session_ids,
@@ -339,9 +351,8 @@ impl Logic {
                 }));
             }
             19 | 20 => {
-                // Whoever logs in behind it in the stream is not meant.
-                let body = self.number();
-                self.broadcasts.insert(number_of(&body), ids);
+                // To whoever is logged in when it arrives.
+                let body = number(truth);
                 self.outbox.push_back(Kind::BroadcastFrame(BroadcastFrame {
                     command: u32::from(NOTICE),
                     flags: 0,
@@ -351,7 +362,7 @@ impl Logic {
             }
             21 | 22 => {
                 // To somebody who is no more: whoever has the slot now is not meant.
-                let Some(session_id) = self.any_gone(random) else { return };
+                let Some(session_id) = truth.any_gone(random) else { return };
                 let kind = match random.u8(..3) {
                     0 => Kind::CloseSession(CloseSession {
                         session_id,
@@ -368,13 +379,13 @@ impl Logic {
                         command: u32::from(DELIVER),
                         flags: 0,
                         request_id: 0,
-                        body: self.number(),
+                        body: number(truth),
                     }),
                 };
                 self.outbox.push_back(kind);
             }
             18 if random.u8(..4) == 0 => {
-                self.closed.insert(one);
+                truth.closed.insert(one);
                 self.outbox.push_back(Kind::CloseSession(CloseSession {
                     session_id: one,
                     code: Code::Kicked.number(),
@@ -384,50 +395,13 @@ impl Logic {
             _ => {}
         }
     }
+}
 
-    fn number(&mut self) -> Bytes {
-        let number = self.next_push;
-        self.next_push += 1;
-        // Long enough now and then to be shared rather than copied.
-        let width = if number.is_multiple_of(5) { 400 } else { 1 };
-        Bytes::from(format!("\"{number:0width$}\""))
-    }
-
-    /// The engine gets this batch now: what it must pass on, if the sessions still live.
-    pub fn delivered(&mut self, batch: &ConnectResponse) {
-        for event in &batch.events {
-            match &event.kind {
-                Some(Kind::SendFrame(frame)) if frame.request_id == 0 => {
-                    let number = number_of(&frame.body);
-                    for session_id in &frame.session_ids {
-                        self.pushed.entry(*session_id).or_default().push(number);
-                    }
-                }
-                Some(Kind::RoomFrame(frame)) => {
-                    let number = number_of(&frame.body_json);
-                    for member in self.rooms.get(&frame.room_id).into_iter().flatten() {
-                        if *member != frame.except_session_id {
-                            self.pushed.entry(*member).or_default().push(number);
-                        }
-                    }
-                }
-                Some(Kind::BroadcastFrame(frame)) => {
-                    let number = number_of(&frame.body_json);
-                    for session_id in self.broadcasts.remove(&number).into_iter().flatten() {
-                        self.pushed.entry(session_id).or_default().push(number);
-                    }
-                }
-                Some(Kind::RoomMembership(change)) => {
-                    let members = self.rooms.entry(change.room_id.clone()).or_default();
-                    for session_id in &change.leave_session_ids {
-                        members.remove(session_id);
-                    }
-                    members.extend(&change.join_session_ids);
-                }
-                _ => {}
-            }
-        }
-    }
+fn number(truth: &mut Truth) -> Bytes {
+    let number = truth.next_push();
+    // Long enough now and then to be shared rather than copied.
+    let width = if number.is_multiple_of(5) { 400 } else { 1 };
+    Bytes::from(format!("\"{number:0width$}\""))
 }
 
 /// The number in what logic pushes: a JSON string, so that every form can carry it.

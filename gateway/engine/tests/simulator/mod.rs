@@ -1,6 +1,7 @@
 //! A world around the engine, at random and repeatable by its seed: clients of every form that
 //! connect, ask, drip, stall, leave and are cut; a network that splits and delays; a logic that
-//! answers late, restarts, and loses its link; a clock that jumps.
+//! answers late, restarts, and loses its link, or several that stall, leave and come back; a clock that
+//! jumps.
 //!
 //! The world checks while it runs whatever must never happen, and keeps what a test asks about
 //! afterwards. It knows the protocol from the client's side only, through the codecs.
@@ -8,6 +9,7 @@
 
 pub mod client;
 pub mod logic;
+pub mod truth;
 
 use std::collections::BTreeMap;
 
@@ -20,6 +22,7 @@ use millrace_protocol::link::{ConnectRequest, ConnectResponse, Credit, logic_eve
 
 use client::{Client, Form};
 use logic::Logic;
+use truth::Truth;
 
 /// What the engine is told to be: long enough that who speaks is never taken for silent.
 const IDLE_TIMEOUT_MS: u32 = 30_000;
@@ -40,8 +43,14 @@ pub struct Weather {
     pub steps: u32,
     /// A client's connection is reset.
     pub cut: u32,
-    /// The link is lost.
+    /// Logic processes, each with its link.
+    pub logics: usize,
+    /// A link is lost.
     pub link_loss: u32,
+    /// A logic stops for a while.
+    pub logic_stall: u32,
+    /// A logic leaves in good order, and comes back, unless another one is leaving.
+    pub logic_leaves: u32,
     /// Logic forgets everything when the link is lost.
     pub logic_restarts: bool,
     /// A client stops reading for a while.
@@ -58,7 +67,10 @@ impl Default for Weather {
             clients: 30,
             steps: 4_000,
             cut: 2,
+            logics: 1,
             link_loss: 2,
+            logic_stall: 0,
+            logic_leaves: 0,
             logic_restarts: false,
             stall: 2,
             window_frames: 40,
@@ -98,26 +110,33 @@ enum End {
     Reset,
 }
 
+/// A logic, and the way to it.
+pub struct Post {
+    pub logic: Logic,
+    id: LinkId,
+    is_up: bool,
+    up_at: u64,
+    /// Batches on their way, with their moment of arrival; both keep their order.
+    to_logic: Vec<(u64, ConnectRequest)>,
+    to_engine: Vec<(u64, ConnectResponse)>,
+    /// Batches that the link still takes in this step.
+    room: usize,
+}
+
 /// The world.
 pub struct World {
     pub engine: Engine,
-    pub logic: Logic,
+    pub posts: Vec<Post>,
+    pub truth: Truth,
     weather: Weather,
     random: Rng,
     now: Now,
     sockets: BTreeMap<u64, Socket>,
     next_socket: u64,
-    link: Option<LinkId>,
-    link_up_at: u64,
-    /// Batches on their way, with their moment of arrival; both keep their order.
-    to_logic: Vec<(u64, ConnectRequest)>,
-    to_engine: Vec<(u64, ConnectResponse)>,
     /// What ended clients have seen.
     pub ended_clients: Vec<Client>,
     /// Sessions that ended for their silence.
     pub idle_timeouts: u64,
-    /// Batches that the link still takes in this step.
-    link_room: usize,
     /// Most connections that there were at once, and the table's bytes then.
     connections_peak: (usize, u64),
     /// No new things happen any more; everything under way comes to its end.
@@ -174,19 +193,25 @@ impl World {
         };
         Self {
             engine: Engine::new(settings, 0, identity, now),
-            logic: Logic::new(weather.window_frames),
+            posts: (0..weather.logics)
+                .map(|place| Post {
+                    logic: Logic::new(weather.window_frames),
+                    id: LinkId(place as u8),
+                    is_up: false,
+                    up_at: 0,
+                    to_logic: Vec::new(),
+                    to_engine: Vec::new(),
+                    room: 0,
+                })
+                .collect(),
+            truth: Truth::default(),
             weather,
             random: Rng::with_seed(seed),
             now,
             sockets: BTreeMap::new(),
             next_socket: 1,
-            link: None,
-            link_up_at: 0,
-            to_logic: Vec::new(),
-            to_engine: Vec::new(),
             ended_clients: Vec::new(),
             idle_timeouts: 0,
-            link_room: 0,
             connections_peak: (0, 0),
             settling: false,
         }
@@ -205,10 +230,16 @@ impl World {
         self.now.monotonic_ms += ms;
         self.now.unix_ms += ms as i64;
         self.engine.tick(self.now);
-        // Little enough that the lists at a stream's beginning take several steps, in which
-        // clients come and go.
-        self.link_room = if self.settling { usize::MAX } else { self.random.usize(..4) };
-        self.step_link();
+        for place in 0..self.posts.len() {
+            // Little enough that the lists at a stream's beginning take several steps, in which
+            // clients come and go.
+            let room = if self.settling { usize::MAX } else { self.random.usize(..4) };
+            self.posts[place].room = room;
+            if room == 0 && self.posts[place].is_up && self.random.bool() {
+                self.engine.link_is_full(self.posts[place].id);
+            }
+            self.step_link(place);
+        }
         self.call_late();
         if !self.settling && self.sockets.len() < self.weather.clients {
             self.connect();
@@ -226,7 +257,7 @@ impl World {
         if !self.chance(100) {
             return;
         }
-        let Some(id) = self.logic.any_gone(&mut self.random) else { return };
+        let Some(id) = self.truth.any_gone(&mut self.random) else { return };
         let id = ConnectionId::from_raw(id);
         let before = self.engine.counters().stale_calls;
         match self.random.u8(..4) {
@@ -301,9 +332,9 @@ impl World {
                 let socket = self.sockets.remove(&name).expect("found above");
                 self.engine.closed(self.now, socket.id);
                 let client = socket.client;
-                let was_closed = self.logic.closed.contains(&client.session_id);
+                let was_closed = self.truth.closed.contains(&client.session_id);
                 assert!(!client.kicked || was_closed, "kicked, but not by logic: {client:?}");
-                self.logic.is_gone(client.session_id);
+                self.truth.is_gone(client.session_id);
                 self.ended_clients.push(client);
             }
             return;
@@ -364,7 +395,7 @@ impl World {
         }
         let Some(socket) = self.sockets.get_mut(&name) else { return };
 
-        let was_accepted = self.logic.accepted.contains(&socket.client.session_id);
+        let was_accepted = self.truth.accepted.contains(&socket.client.session_id);
         check_deadlines(socket, was_accepted, now_ms);
 
         // The client's end arrives, after what it wrote if it ended in order.
@@ -382,37 +413,57 @@ impl World {
         }
     }
 
-    fn step_link(&mut self) {
+    fn step_link(&mut self, place: usize) {
         let now_ms = self.now.monotonic_ms;
-        match self.link {
-            None => {
-                if now_ms >= self.link_up_at {
-                    let link = LinkId(self.random.u8(..3));
-                    self.link = Some(link);
-                    self.logic.stream_begins();
-                    self.engine.link_up(self.now, link);
+        let Weather { link_loss, logic_stall, logic_leaves, .. } = self.weather;
+        let (lost, stall, leaves) =
+            (self.chance(link_loss), self.chance(logic_stall), self.chance(logic_leaves));
+        let others_stay = self
+            .posts
+            .iter()
+            .enumerate()
+            .any(|(other, post)| other != place && post.is_up && post.logic.is_in_use());
+        let post = &mut self.posts[place];
+        if !post.is_up {
+            if now_ms >= post.up_at {
+                if self.weather.logics == 1 {
+                    // Any id will do.
+                    post.id = LinkId(self.random.u8(..3));
                 }
+                post.is_up = true;
+                post.logic.stream_begins();
+                self.engine.link_up(self.now, post.id);
             }
-            Some(link) => {
-                if self.chance(self.weather.link_loss) {
-                    self.lose_link(link);
-                }
-            }
+        } else if post.logic.has_left(now_ms) && post.to_engine.is_empty() {
+            self.lose_link(place, true);
+        } else if lost {
+            self.lose_link(place, self.weather.logic_restarts);
         }
-        let Some(link) = self.link else { return };
+        let post = &mut self.posts[place];
+        if stall && post.logic.stalled_until_ms < now_ms {
+            post.logic.stalled_until_ms = now_ms + self.random.u64(..8_000);
+        }
+        if leaves && post.is_up && others_stay {
+            post.logic.leave(now_ms, 2_000);
+        }
+        let is_stalled = post.logic.stalled_until_ms > now_ms && !self.settling;
+        if !post.is_up || is_stalled {
+            return;
+        }
         // Arrivals, in order.
-        while self.to_logic.first().is_some_and(|(at, _)| *at <= now_ms) {
-            let (_, batch) = self.to_logic.remove(0);
-            self.logic.receive(batch, &mut self.random);
+        while post.to_logic.first().is_some_and(|(at, _)| *at <= now_ms) {
+            let (_, batch) = post.to_logic.remove(0);
+            post.logic.receive(batch, &mut self.random, &mut self.truth);
         }
-        if let Some(batch) = self.logic.act(&mut self.random, self.settling) {
-            let last = self.to_engine.last().map_or(0, |(at, _)| *at);
+        if let Some(batch) = post.logic.act(&mut self.random, self.settling, &mut self.truth) {
+            let last = post.to_engine.last().map_or(0, |(at, _)| *at);
             let at = last.max(now_ms + self.random.u64(..100));
-            self.to_engine.push((at, batch));
+            post.to_engine.push((at, batch));
         }
-        while self.to_engine.first().is_some_and(|(at, _)| *at <= now_ms) {
-            let (_, batch) = self.to_engine.remove(0);
-            self.logic.delivered(&batch);
+        let link = post.id;
+        while self.posts[place].to_engine.first().is_some_and(|(at, _)| *at <= now_ms) {
+            let (_, batch) = self.posts[place].to_engine.remove(0);
+            self.truth.delivered(link, &batch);
             // Silence counts from the login's answer.
             for event in &batch.events {
                 let Some(Kind::LoginResult(result)) = &event.kind else { continue };
@@ -425,13 +476,15 @@ impl World {
         }
     }
 
-    fn lose_link(&mut self, link: LinkId) {
-        self.link = None;
-        self.link_up_at = self.now.monotonic_ms + self.random.u64(..4_000);
-        self.to_logic.clear();
-        self.to_engine.clear();
-        self.logic.stream_ends(self.weather.logic_restarts);
-        self.engine.link_down(self.now, link);
+    fn lose_link(&mut self, place: usize, forget: bool) {
+        let post = &mut self.posts[place];
+        post.is_up = false;
+        post.up_at = self.now.monotonic_ms + self.random.u64(..4_000);
+        post.to_logic.clear();
+        post.to_engine.clear();
+        post.logic.stream_ends(forget);
+        self.truth.link_down(post.id);
+        self.engine.link_down(self.now, post.id);
         self.effects();
     }
 
@@ -440,16 +493,27 @@ impl World {
             while let Some(effect) = self.engine.poll_effect() {
                 self.perform(effect);
             }
-            let Some(link) = self.link else { return };
-            // Sometimes there is no room towards logic.
-            if self.link_room == 0 || self.random.u8(..3) == 0 {
+            let mut taken = false;
+            for post in self.posts.iter_mut().filter(|post| post.is_up) {
+                // Sometimes there is no room towards logic.
+                if post.room == 0 || self.random.u8(..3) == 0 {
+                    continue;
+                }
+                let Some(batch) = self.engine.take_link_batch(post.id) else { continue };
+                taken = true;
+                post.room -= 1;
+                let engine = &self.engine;
+                self.truth.handed(post.id, &batch, |id| {
+                    let all = engine.connections(usize::MAX);
+                    all.iter().any(|info| info.id.raw() == id && info.user_id.is_some())
+                });
+                let last = post.to_logic.last().map_or(0, |(at, _)| *at);
+                let at = last.max(self.now.monotonic_ms + self.random.u64(..100));
+                post.to_logic.push((at, batch));
+            }
+            if !taken {
                 return;
             }
-            let Some(batch) = self.engine.take_link_batch(link) else { return };
-            self.link_room -= 1;
-            let last = self.to_logic.last().map_or(0, |(at, _)| *at);
-            let at = last.max(self.now.monotonic_ms + self.random.u64(..100));
-            self.to_logic.push((at, batch));
         }
     }
 
@@ -503,11 +567,15 @@ impl World {
             let is_read = socket.to_engine.is_empty() || socket.end_told;
             socket.close_at.is_none() && socket.in_flight.is_none() && is_read
         };
-        self.link.is_some()
-            && held + counters.logins_in_flight + counters.link_outbox_events == 0
-            && self.to_logic.is_empty()
-            && self.to_engine.is_empty()
-            && self.logic.is_silent()
+        let is_idle = |post: &Post| {
+            post.is_up
+                && post.to_logic.is_empty()
+                && post.to_engine.is_empty()
+                && post.logic.is_silent()
+        };
+        held + counters.logins_in_flight + counters.link_outbox_events == 0
+            && counters.sessions_homeless == 0
+            && self.posts.iter().all(is_idle)
             && self.sockets.values().all(is_quiet)
     }
 
@@ -543,10 +611,13 @@ impl World {
         }
         assert!(self.sockets.is_empty(), "all clients have gone: {:?}", self.sockets);
         assert!(self.engine.is_empty());
-        let live = self.logic.live_sessions();
-        assert_eq!(live, [] as [u64; 0], "logic has sessions of nobody");
-        let link = self.link.take().expect("the link is up in a settled world");
-        self.engine.link_down(self.now, link);
+        assert_eq!(self.truth.with_a_home(), [] as [u64; 0], "at home, but of nobody");
+        for place in 0..self.posts.len() {
+            let live = self.posts[place].logic.live_sessions();
+            assert_eq!(live, [] as [u64; 0], "logic has sessions of nobody");
+            assert!(self.posts[place].is_up, "the links are up in a settled world");
+            self.lose_link(place, false);
+        }
         self.effects();
     }
 }

@@ -149,3 +149,24 @@ fn a_membership_stays_small_and_joining_a_large_room_looks_at_nobody_else() {
     }
     assert!(rooms.places.is_empty());
 }
+
+#[test]
+fn rooms_that_have_changed_are_told_once_with_what_they_have_now() {
+    let mut rooms = Rooms::new(true);
+    rooms.join("a", session(1, 1), Encoding::Protobuf, PLENTY).expect("joined");
+    rooms.join("a", session(1, 2), Encoding::Protobuf, PLENTY).expect("joined");
+    rooms.join("b", session(1, 1), Encoding::Protobuf, PLENTY).expect("joined");
+    let mut told = rooms.take_changed();
+    told.sort();
+    assert_eq!(told, [("a".into(), 2), ("b".into(), 1)]);
+    assert_eq!(rooms.take_changed(), []);
+    rooms.forget(session(1, 1));
+    let mut told = rooms.take_changed();
+    told.sort();
+    assert_eq!(told, [("a".into(), 1), ("b".into(), 0)], "one is gone, the other is empty");
+    assert_eq!(rooms.all(), [("a".into(), 1)]);
+
+    let mut alone = Rooms::default();
+    alone.join("a", session(1, 1), Encoding::Protobuf, PLENTY).expect("joined");
+    assert_eq!(alone.take_changed(), [], "nobody takes it, so nothing is kept");
+}

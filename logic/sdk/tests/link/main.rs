@@ -5,6 +5,7 @@ mod credit;
 mod ends;
 mod frames;
 mod logins;
+mod moves;
 mod once;
 mod recorder;
 mod replay;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use millrace_logic_sdk::testing::{FakeGateway, FakeGatewaySettings};
 use millrace_logic_sdk::{
-    Accepted, Backend, Gateways, Inbound, Login, Refused, Server, ServerSettings, Session,
+    Accepted, Backend, Ended, Gateways, Inbound, Login, Refused, Server, ServerSettings, Session,
     SessionAddress,
 };
 use millrace_protocol::Code;
@@ -35,6 +35,8 @@ pub enum Told {
     Ended(SessionAddress, String, Code),
     Returning(Vec<u64>),
     Replayed { started: Vec<u64>, kept: Vec<u64> },
+    MovedHere(SessionAddress, String),
+    MovedAway(SessionAddress, String),
 }
 
 #[derive(Default)]
@@ -170,8 +172,17 @@ impl Backend for Recorder {
         }
     }
 
-    fn session_ended(&self, session: Arc<Session>, code: Code) {
-        self.tell(Told::Ended(session.address, session.user_id.to_string(), code));
+    fn session_ended(&self, session: Arc<Session>, ended: Ended) {
+        self.tell(match ended {
+            Ended::Moved => Told::MovedAway(session.address, session.user_id.to_string()),
+            _ => Told::Ended(session.address, session.user_id.to_string(), ended.code()),
+        });
+    }
+
+    fn sessions_moved_here(&self, sessions: Vec<Arc<Session>>) {
+        for session in sessions {
+            self.tell(Told::MovedHere(session.address, session.user_id.to_string()));
+        }
     }
 
     fn sessions_returning(&self, kept: &[Arc<Session>]) {

@@ -99,7 +99,7 @@ async fn a_session_that_ends_while_it_is_listed_is_not_started() {
             .expect("connected");
     let list =
         |id: u64| Kind::Session(listed_session(id, &format!("user-{id}"), Encoding::Protobuf));
-    let end = |id| Kind::SessionEnded(SessionEnded { session_id: id, code: 12 });
+    let end = |id| Kind::SessionEnded(SessionEnded { session_id: id, code: 12, moved: false });
     gateway.send_events(vec![list(1), list(2), list(3)]).await;
     gateway.send_events(vec![end(1), end(2)]).await;
     gateway.send_events(vec![Kind::SessionsComplete(SessionsComplete { sessions: 1 })]).await;

@@ -37,7 +37,9 @@ async fn publish(bus: &EmbeddedBus, topic: &str, bytes: usize) -> Result<u64, Bu
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_keeps_the_contract_of_a_bus() {
     conformance::run(|| async {
-        let Opened { bus, store, folder } = new(EmbeddedBusSettings::default());
+        let deliveries_max = conformance::DELIVERIES_MAX;
+        let settings = EmbeddedBusSettings { deliveries_max, ..EmbeddedBusSettings::default() };
+        let Opened { bus, store, folder } = new(settings);
         // The suite knows the bus alone; the process of the test ends soon.
         std::mem::forget((store, folder));
         bus
@@ -86,7 +88,12 @@ async fn a_topic_keeps_its_newest_records_up_to_its_size() {
 async fn what_is_older_than_the_retention_goes_and_offsets_go_on() {
     let settings = EmbeddedBusSettings { retention_ms: 1_000, ..Default::default() };
     let Opened { bus, store: _store, folder: _folder } = new(settings);
-    let record = NewRecord { topic: "t".into(), key: String::new(), payload: Bytes::new() };
+    let record = NewRecord {
+        topic: "t".into(),
+        key: String::new(),
+        payload: Bytes::new(),
+        id: String::new(),
+    };
     let outcomes = bus.publish_all(vec![record; 2_500]).await;
     assert_eq!(outcomes.last(), Some(&Ok(2_500)));
     assert_eq!(bus.expire(now_ms() - 60_000).await, Ok(0));

@@ -23,7 +23,7 @@ fn table() -> Online {
     Online::new(Rates { frames, messages: rate }, held_max, Paces::new(paced, 100))
 }
 
-fn session(session_id: u64, user_id: &str) -> Arc<Session> {
+pub(in crate::chat) fn session(session_id: u64, user_id: &str) -> Arc<Session> {
     Arc::new(Session {
         address: SessionAddress { gateway: GatewayKey(1), shard: 0, session_id },
         gateway_id: "gateway".into(),
@@ -49,6 +49,14 @@ fn hand_out(online: &Online, sequence: u64, except: Option<SessionAddress>) -> V
     let version = sequence;
     deliveries.targets(&message(sequence), version, &["bob".into()], except, &mut receivers);
     deliveries.done(version);
+    receivers.into_iter().map(|(address, _)| address.session_id).collect()
+}
+
+/// Hands out one message of another process, before which others may still come.
+fn late(online: &Online, sequence: u64) -> Vec<u64> {
+    let mut receivers = Vec::new();
+    let mut deliveries = online.deliveries();
+    deliveries.targets(&message(sequence), 0, &["bob".into()], None, &mut receivers);
     receivers.into_iter().map(|(address, _)| address.session_id).collect()
 }
 
@@ -148,6 +156,35 @@ fn a_late_result_of_an_earlier_catch_up_is_void() {
 }
 
 #[test]
+fn what_a_catch_up_has_pushed_is_remembered_over_those_that_follow_it() {
+    let online = table();
+    let bob = session(1, "bob");
+    online.start(bob.clone(), false);
+    let (_, round) = online.next_catch_up().unwrap();
+    assert_eq!(finish(&online, &bob, round, pushed(5, Some(5))), (Finished::Live, vec![]));
+    // Something else was lost, and bob has acknowledged what was pushed: nothing is pushed this time.
+    online.catch_up_everybody();
+    let (_, round) = online.next_catch_up().unwrap();
+    assert!(late(&online, 4).is_empty());
+    assert_eq!(finish(&online, &bob, round, pushed(6, None)), (Finished::Live, vec![]));
+    assert!(late(&online, 5).is_empty(), "its event comes after both");
+    assert_eq!(late(&online, 7), [1]);
+
+    // The result of a round that was begun anew counts: it was pushed.
+    let void = online.begin_catch_up(&bob).unwrap();
+    let round = online.begin_catch_up(&bob).unwrap();
+    assert_eq!(finish(&online, &bob, void, pushed(9, Some(9))).0, Finished::Void);
+    assert_eq!(finish(&online, &bob, round, pushed(9, None)).0, Finished::Live);
+    assert!(late(&online, 8).is_empty());
+
+    // Over a broken link nothing is sure to have arrived.
+    online.keep(bob.clone(), |_| false);
+    let (_, round) = online.next_catch_up().unwrap();
+    assert_eq!(finish(&online, &bob, round, pushed(10, None)).0, Finished::Live);
+    assert_eq!(late(&online, 9), [1]);
+}
+
+#[test]
 fn starts_and_ends_reach_the_lifecycle_task_in_order_and_once() {
     let online = table();
     let (one, two) = (session(1, "bob"), session(2, "bob"));
@@ -156,6 +193,12 @@ fn starts_and_ends_reach_the_lifecycle_task_in_order_and_once() {
     online.start(two.clone(), true);
     online.end(one.clone());
     online.end(one.clone());
+    let three = session(3, "ann");
+    online.start(three.clone(), false);
+    assert!(online.has(&three) && !online.has(&one));
+    online.move_away(three.clone());
+    online.move_away(three.clone());
+    assert!(!online.has(&three));
     let mut order = Vec::new();
     while let Some(next) = online.next_lifecycle() {
         order.push(match next {
@@ -163,9 +206,13 @@ fn starts_and_ends_reach_the_lifecycle_task_in_order_and_once() {
             Lifecycle::Replayed(session) => ("replayed", session.address.session_id),
             Lifecycle::Returned(session) => ("returned", session.address.session_id),
             Lifecycle::Ended(session) => ("ended", session.address.session_id),
+            Lifecycle::Moved(session) => ("moved", session.address.session_id),
         });
     }
-    assert_eq!(order, [("started", 1), ("replayed", 2), ("ended", 1)]);
+    assert_eq!(
+        order,
+        [("started", 1), ("replayed", 2), ("ended", 1), ("started", 3), ("moved", 3)]
+    );
     assert_eq!((online.users(), online.sessions_by_transport()), (1, (1, 0)));
 }
 

@@ -32,7 +32,7 @@ fn expire(conversation: &str, sequence: u64, age_ms: i64) -> Write {
     Write::Expire { conversation_id: conversation.into(), sequence, at_ms }
 }
 
-fn forward(sender: &str, target: Target, id: &str, bodies: &[&str]) -> Write {
+pub(super) fn forward(sender: &str, target: Target, id: &str, bodies: &[&str]) -> Write {
     let copied = |body: &&str| Copied {
         message_id: Uuid::now_v7(),
         kind: 1,
@@ -364,7 +364,7 @@ pub async fn forwarded_messages_are_stored_together_and_once<B: Bed>(bed: &B) {
     let write = forward("ann", Target::Group("g".into()), "f", &["a", "b", "c"]);
     let outcomes =
         store.commit(vec![write.clone(), to_group("bob", "g", "1"), write.clone()]).await.unwrap();
-    let Outcome::Forwarded { messages, duplicate: false, version, recipients } = &outcomes[0]
+    let Outcome::Forwarded { messages, duplicate: false, version, recipients, .. } = &outcomes[0]
     else {
         panic!("{outcomes:?}")
     };
@@ -376,6 +376,7 @@ pub async fn forwarded_messages_are_stored_together_and_once<B: Bed>(bed: &B) {
         messages: messages.clone(),
         duplicate: true,
         version: *version,
+        follows: 0,
         recipients: recipients.clone(),
     };
     assert_eq!(outcomes[2], again);

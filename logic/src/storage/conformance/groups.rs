@@ -331,6 +331,13 @@ pub async fn a_dissolved_group_is_gone_but_not_its_history<B: Bed>(bed: &B) {
     let (event, _) = told(&store, act("g", "carol", at, GroupAct::Leave)).await;
     assert_eq!(event.event, "dissolved");
     assert_eq!(store.group("g").await.unwrap(), None);
+    // So does a service that dissolves one which has nobody left.
+    one(&store, create("h", &["ann"], 9)).await;
+    let users = Write::RemoveMembers { group_id: "h".into(), user_ids: owned(&["ann"]) };
+    one(&store, users).await;
+    one(&store, act("h", "", at, GroupAct::Dissolve)).await;
+    assert_eq!(store.group("h").await.unwrap(), None);
+    assert_eq!(refused(&store, to_group("ann", "h", "9")).await, Code::NotFound);
     store.close().await.unwrap();
 }
 

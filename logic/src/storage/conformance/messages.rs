@@ -43,7 +43,7 @@ pub async fn sequences_are_gapless_and_messages_complete<B: Bed>(bed: &B) {
         ..chat::Message::default()
     };
     let outcome = one(&store, write).await;
-    let Outcome::Appended { message, duplicate: false, version, recipients } = outcome else {
+    let Outcome::Appended { message, duplicate: false, version, recipients, .. } = outcome else {
         panic!("{outcome:?}")
     };
     assert_eq!(message, expected);
@@ -78,6 +78,32 @@ pub async fn sequences_are_gapless_and_messages_complete<B: Bed>(bed: &B) {
     store.close().await.unwrap();
 }
 
+/// A process that hears of a message from another one knows by this that nothing is missing before it.
+pub async fn a_message_says_what_it_follows<B: Bed>(bed: &B) {
+    let store = bed.open().await;
+    let new = |outcome: &Outcome| match outcome {
+        Outcome::Appended { duplicate: false, version, follows, .. }
+        | Outcome::Forwarded { duplicate: false, version, follows, .. } => (*version, *follows),
+        other => panic!("{other:?}"),
+    };
+    let (first, nothing) = new(&one(&store, to_user("ann", "bob", "1")).await);
+    assert_eq!(nothing, 0);
+    let elsewhere = one(&store, to_user("ann", "eve", "elsewhere")).await;
+    assert_eq!(new(&elsewhere).1, 0, "each conversation for itself");
+    let writes = vec![to_user("bob", "ann", "1"), to_user("ann", "bob", "2")];
+    let outcomes = store.commit(writes).await.unwrap();
+    let (second, follows) = new(&outcomes[0]);
+    assert_eq!(follows, first);
+    let (third, follows) = new(&outcomes[1]);
+    assert_eq!(follows, second, "in one commit");
+    let forwarded = one(&store, forward("ann", Target::User("bob".into()), "f", &["a", "b"])).await;
+    let (last, follows) = new(&forwarded);
+    assert_eq!((follows, last), (third, third + 2));
+    store.close().await.unwrap();
+    let store = bed.open().await;
+    assert_eq!(new(&one(&store, to_user("bob", "ann", "2")).await).1, last, "after reopening");
+}
+
 pub async fn a_retry_is_stored_once_in_a_commit_across_commits_and_after_reopening<B: Bed>(
     bed: &B,
 ) {
@@ -85,7 +111,8 @@ pub async fn a_retry_is_stored_once_in_a_commit_across_commits_and_after_reopeni
     one(&store, create("g", &["ann", "bob"], 0)).await;
     let writes = vec![to_user("ann", "bob", "1"), to_user("ann", "bob", "1")];
     let outcomes = store.commit(writes).await.unwrap();
-    let Outcome::Appended { message: first, duplicate: false, version, recipients } = &outcomes[0]
+    let Outcome::Appended { message: first, duplicate: false, version, recipients, .. } =
+        &outcomes[0]
     else {
         panic!("{outcomes:?}")
     };
@@ -93,6 +120,7 @@ pub async fn a_retry_is_stored_once_in_a_commit_across_commits_and_after_reopeni
         message: first.clone(),
         duplicate: true,
         version: *version,
+        follows: 0,
         recipients: recipients.clone(),
     };
     assert_eq!(outcomes[1], again, "within a commit");

@@ -58,6 +58,15 @@ impl Changes {
         self.tables[table as usize].range(range)
     }
 
+    /// Everything that is to be done, table by table in the order of the keys.
+    #[cfg(feature = "postgres")]
+    pub fn rows(&self) -> impl Iterator<Item = (Table, &Vec<u8>, Option<&Vec<u8>>)> {
+        Table::ALL
+            .into_iter()
+            .zip(&self.tables)
+            .flat_map(|(table, rows)| rows.iter().map(move |(key, row)| (table, key, row.as_ref())))
+    }
+
     /// Nothing is to be done.
     pub fn is_empty(&self) -> bool {
         self.tables.iter().all(BTreeMap::is_empty)

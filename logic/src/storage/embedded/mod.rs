@@ -41,43 +41,33 @@ use async_trait::async_trait;
 use millrace_protocol::chat;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-pub use self::{
-    accounts::EmbeddedAccounts,
-    attachments::EmbeddedAttachments,
-    relations::EmbeddedRelations,
-    revocations::{EmbeddedRevocations, REVOCATIONS_MAX},
-    side::{SideRows, SideTable, SideWrites},
-    side_group::{GroupRows, GroupWrites, SideGroup},
-};
 use self::{
     database::Tables,
     side::Sides,
     writer::{Commit, MembersCache, Shared},
 };
+pub use self::{side::SideTable, side_group::SideGroup};
 use super::{
     Changes, ConversationPage, MemberRange, Members, Outcome, Page, Store, StoreError, Write,
     conversation_id,
     groups::{GroupStore, JoinRequestPage, MemberPage, ReceiptFilter, ReceiptPage, Role},
+    side as neutral,
 };
 
-mod accounts;
-mod attachments;
-mod database;
-mod edit_rows;
+pub(in crate::storage) mod database;
+pub(in crate::storage) mod edit_rows;
 pub(crate) mod encoding;
 mod group_reader;
-mod group_rows;
-mod keys;
-mod reader;
-mod relations;
-mod revocations;
-mod rows;
+pub(in crate::storage) mod group_rows;
+pub(in crate::storage) mod keys;
+pub(in crate::storage) mod reader;
+pub(in crate::storage) mod rows;
 mod scan;
 mod side;
 mod side_group;
 #[cfg(test)]
 pub(crate) mod tests;
-mod transaction;
+pub(in crate::storage) mod transaction;
 mod writer;
 
 /// How an [`EmbeddedStore`] works. The defaults are for the product; `docs/measurements/` has the
@@ -202,6 +192,20 @@ impl EmbeddedStore {
             answer
         });
         answer.await.map_err(|error| StoreError::Failed(format!("a reader ended: {error}")))?
+    }
+}
+
+impl neutral::Sides for EmbeddedStore {
+    fn side(&self, name: &'static str) -> Result<neutral::SideTable, StoreError> {
+        Self::side(self, name).map(Into::into)
+    }
+
+    fn side_group(
+        &self,
+        name: &'static str,
+        tables: &[&'static str],
+    ) -> Result<neutral::SideGroup, StoreError> {
+        Self::side_group(self, name, tables).map(Into::into)
     }
 }
 

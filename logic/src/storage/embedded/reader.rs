@@ -10,7 +10,7 @@ use super::{
     encoding::DecodeError,
     group_rows::GroupRow,
     keys::{self, Table, UserRow},
-    rows::{ConversationRow, MemberRow, MessageRow, PointerRow},
+    rows::{ConversationRow, MemberRow, MessageRow, PointerRow, Row},
     transaction::stored_members,
     writer::Shared,
 };
@@ -20,6 +20,42 @@ use crate::storage::{
     extras::{STATE_DELETED, STATE_NORMAL, bury},
     limits::USER_ID_BYTES_MAX,
 };
+
+/// What is asked to put a conversation's row together.
+pub trait Look {
+    /// One row.
+    fn get<R: Row>(&self, table: Table, key: &[u8]) -> Result<Option<R>, StoreError>;
+
+    /// A message that must be there.
+    fn stored_message(
+        &self,
+        conversation_id: &str,
+        sequence: u64,
+    ) -> Result<MessageRow, StoreError> {
+        self.get(Table::Messages, &keys::message(conversation_id, sequence))?.ok_or_else(|| {
+            StoreError::Corrupt(format!("message {sequence} of {conversation_id} is missing"))
+        })
+    }
+
+    /// How many messages `from..=to` counted as unread before they were erased.
+    fn counted_erased(&self, conversation_id: &str, from: u64, to: u64) -> Result<u64, StoreError>;
+}
+
+impl Look for View<'_> {
+    fn get<R: Row>(&self, table: Table, key: &[u8]) -> Result<Option<R>, StoreError> {
+        View::get(self, table, key)
+    }
+
+    fn counted_erased(&self, conversation_id: &str, from: u64, to: u64) -> Result<u64, StoreError> {
+        let mut count = 0;
+        let range = keys::erased(conversation_id, from)..=keys::erased(conversation_id, to);
+        self.range(Table::Edits, range, false, |_, row: EditRow| {
+            count += u64::from(row.counted);
+            true
+        })?;
+        Ok(count)
+    }
+}
 
 /// See [`Store::page`](crate::storage::Store::page).
 pub fn page(
@@ -168,13 +204,13 @@ fn member_of(
     Err(row.map_or(StoreError::NotFound, |_| StoreError::NotMember))
 }
 
-fn member_sees(member: &MemberRow, sequence: u64) -> bool {
+pub fn member_sees(member: &MemberRow, sequence: u64) -> bool {
     sequence > member.init_sequence && sequence <= member.quit_sequence.unwrap_or(u64::MAX)
 }
 
 /// What this member has deleted; nothing, without a look, for nearly everybody.
-fn deleted_by(
-    view: &View<'_>,
+pub fn deleted_by<V: Look>(
+    view: &V,
     user_id: &str,
     conversation_id: &str,
     member: &MemberRow,
@@ -345,19 +381,25 @@ pub fn members(tables: &Tables, conversation_id: &str) -> Result<Option<Members>
 
 /// A user's rows of one conversation. In a single chat and in a large group nobody writes pointers;
 /// there the pointer is made from the conversation's own row.
-struct News {
-    conversation_id: String,
-    member: MemberRow,
-    pointer: PointerRow,
+pub struct News {
+    pub conversation_id: String,
+    pub member: MemberRow,
+    pub pointer: PointerRow,
 }
 
 impl News {
+    /// The version of the last change that the user can see.
+    pub fn version(&self) -> u64 {
+        self.member.version.max(self.pointer.version)
+    }
+
     /// The newest sequence that this member may see.
-    fn top(&self) -> u64 {
+    pub fn top(&self) -> u64 {
         self.member.quit_sequence.unwrap_or(u64::MAX).min(self.pointer.max_sequence)
     }
 
-    fn undelivered_after(&self) -> u64 {
+    /// What the member has already, or came after.
+    pub fn undelivered_after(&self) -> u64 {
         self.member.delivered.max(self.member.init_sequence)
     }
 }
@@ -408,8 +450,9 @@ fn news_of(view: &View<'_>, user_id: &str) -> Result<Vec<News>, StoreError> {
     Ok(members)
 }
 
-fn conversation(
-    view: &View<'_>,
+/// A conversation as one of its members sees it.
+pub fn conversation<V: Look>(
+    view: &V,
     user_id: &str,
     version: u64,
     news: News,
@@ -430,11 +473,7 @@ fn conversation(
             (member.own_last_sent, String::new(), group.name, group.avatar)
         }
     };
-    let get = |sequence| -> Result<MessageRow, StoreError> {
-        view.get(Table::Messages, &keys::message(&conversation_id, sequence))?.ok_or_else(|| {
-            StoreError::Corrupt(format!("message {sequence} of {conversation_id} is missing"))
-        })
-    };
+    let get = |sequence| view.stored_message(&conversation_id, sequence);
     let last = (max_sequence > member.init_sequence).then(|| get(max_sequence)).transpose()?;
     let deleted = deleted_by(view, user_id, &conversation_id, &member)?;
     let floor = member.init_sequence.max(member.read).max(own_last_sent);
@@ -442,7 +481,7 @@ fn conversation(
         Some(last) if max_sequence > floor => {
             let before = if floor == 0 { 0 } else { get(floor)?.counting };
             let erased = match row.has_edits {
-                true => counted_erased(view, &conversation_id, floor + 1, max_sequence)?,
+                true => view.counted_erased(&conversation_id, floor + 1, max_sequence)?,
                 false => 0,
             };
             let mut unread = last.counting.saturating_sub(before).saturating_sub(erased);
@@ -455,7 +494,7 @@ fn conversation(
                 let mut hidden = get(to)?.counting.saturating_sub(before);
                 if row.has_edits {
                     // Those were taken off already.
-                    let erased = counted_erased(view, &conversation_id, from, to)?;
+                    let erased = view.counted_erased(&conversation_id, from, to)?;
                     hidden = hidden.saturating_sub(erased);
                 }
                 unread = unread.saturating_sub(hidden);
@@ -494,29 +533,16 @@ fn conversation(
     })
 }
 
-/// How many messages `from..=to` counted as unread before they were erased.
-fn counted_erased(
-    view: &View<'_>,
+fn conversation_row<V: Look>(
+    view: &V,
     conversation_id: &str,
-    from: u64,
-    to: u64,
-) -> Result<u64, StoreError> {
-    let mut count = 0;
-    let range = keys::erased(conversation_id, from)..=keys::erased(conversation_id, to);
-    view.range(Table::Edits, range, false, |_, row: EditRow| {
-        count += u64::from(row.counted);
-        true
-    })?;
-    Ok(count)
-}
-
-fn conversation_row(view: &View<'_>, conversation_id: &str) -> Result<ConversationRow, StoreError> {
+) -> Result<ConversationRow, StoreError> {
     view.get(Table::Conversations, &keys::conversation(conversation_id))?
         .ok_or_else(|| StoreError::Corrupt(format!("{conversation_id} has members but no row")))
 }
 
 /// A message as the user sees it who has deleted these.
-fn message(
+pub fn message(
     name: &ConversationName<'_>,
     conversation_id: &str,
     deleted: &DeletedRow,

@@ -144,6 +144,33 @@ impl MessageRow {
         message
     }
 
+    /// The version in a row, without the rest of it.
+    #[cfg(feature = "postgres")]
+    pub fn version_of(bytes: &[u8]) -> Result<u64, DecodeError> {
+        let mut reader = Reader::of_version(bytes, VERSION)?;
+        reader.byte()?;
+        reader.number()
+    }
+
+    /// Stands for one that is not here yet, where all answers are guesses.
+    #[cfg(feature = "postgres")]
+    pub fn unknown() -> Self {
+        Self {
+            version: 0,
+            counting: 0,
+            message_id: Uuid::nil(),
+            sender_id: String::new(),
+            client_message_id: String::new(),
+            kind: 0,
+            body: String::new(),
+            attachment: None,
+            sent_at_ms: 0,
+            state: 0,
+            does_not_count: false,
+            extras: None,
+        }
+    }
+
     /// When its content is to be erased; 0: never.
     pub fn expires_at_ms(&self) -> i64 {
         self.extras.as_ref().map_or(0, |extras| extras.expires_at_ms)

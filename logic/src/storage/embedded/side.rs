@@ -1,5 +1,5 @@
-//! Tables of matters that need not be atomic with messages (accounts, relations, attachments …), in
-//! the same database: one directory, one lock, one journal, one end.
+//! The tables of [`side`](crate::storage::side) in the same database as the messages: one directory,
+//! one lock, one journal, one end.
 //!
 //! A [`SideTable`] is a sorted map of bytes. Reads see one moment; a write reads and changes in one
 //! transaction, one at a time per table, and is durable (fdatasync) when it is answered. A write
@@ -7,16 +7,18 @@
 //! people do now and then, not for what every message does.
 
 use std::{
-    collections::BTreeMap,
-    ops::RangeInclusive,
+    ops::Bound,
     sync::{Arc, PoisonError, RwLock},
 };
 
-use fjall::{Keyspace, Readable as _, Snapshot};
+use fjall::{Iter, Keyspace, Readable as _, Snapshot};
 use tokio::sync::{Mutex, Semaphore};
 
 use super::database::{Tables, failed};
-use crate::storage::StoreError;
+use crate::storage::{
+    StoreError,
+    side::{Each, RowSource, SideRows, SideWrites},
+};
 
 /// Questions and changes of all side tables that run at once; the next wait.
 const IN_FLIGHT_MAX: u32 = 8;
@@ -67,10 +69,10 @@ impl SideTable {
     /// The question's own, [`StoreError::Closed`], and what the engine refuses.
     pub async fn read<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&SideRows) -> Result<T, StoreError> + Send + 'static,
+        question: impl FnOnce(&SideRows<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let name = self.name;
-        self.run(move |tables| question(&SideRows::new(tables, name)?)).await
+        self.run(move |tables| question(&SideRows::new(&Moment::new(tables, name)?))).await
     }
 
     /// Reads and changes in one transaction; durable when it is answered. When `act` fails, or
@@ -80,19 +82,19 @@ impl SideTable {
     /// The act's own, [`StoreError::Closed`], [`StoreError::Full`], and what the engine refuses.
     pub async fn write<T: Send + 'static>(
         &self,
-        act: impl FnOnce(&mut SideWrites) -> Result<T, StoreError> + Send + 'static,
+        act: impl FnOnce(&mut SideWrites<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let writing = Arc::clone(&self.writing).lock_owned().await;
         let name = self.name;
         self.run(move |tables| {
             // Held by the thread and not by the caller, who may go away in the middle.
             let _writing = writing;
-            let rows = SideRows::new(tables, name)?;
-            let mut writes = SideWrites { rows, changes: BTreeMap::new() };
+            let moment = Moment::new(tables, name)?;
+            let mut writes = SideWrites::new(&moment);
             let done = act(&mut writes)?;
-            let SideWrites { rows, changes } = writes;
+            let changes = writes.into_changes();
             if !changes.is_empty() {
-                tables.commit_side(&rows.keyspace, changes)?;
+                tables.commit_side(&moment.keyspace, changes)?;
             }
             Ok(done)
         })
@@ -118,102 +120,57 @@ impl SideTable {
 }
 
 /// The rows of a side table at one moment.
-pub struct SideRows {
+struct Moment {
     keyspace: Keyspace,
     snapshot: Snapshot,
 }
 
-impl SideRows {
+impl Moment {
     fn new(tables: &Tables, name: &str) -> Result<Self, StoreError> {
         Ok(Self { keyspace: tables.side(name)?, snapshot: tables.side_snapshot() })
     }
+}
 
-    /// One row.
-    ///
-    /// # Errors
-    /// What the engine refuses.
-    pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+impl RowSource for Moment {
+    fn get(&self, _: usize, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let found = self.snapshot.get(&self.keyspace, key).map_err(failed)?;
         Ok(found.map(|value| value.to_vec()))
     }
 
-    /// The rows of a range of keys, in either direction, as long as `each` wants more.
-    ///
-    /// # Errors
-    /// What `each` or the engine refuses.
-    pub fn range(
+    fn range(
         &self,
-        range: RangeInclusive<Vec<u8>>,
-        backwards: bool,
-        mut each: impl FnMut(&[u8], &[u8]) -> Result<bool, StoreError>,
+        _: usize,
+        start: &[u8],
+        end: Option<&[u8]>,
+        each: &mut Each<'_>,
     ) -> Result<(), StoreError> {
-        let mut rows = self.snapshot.range(&self.keyspace, range);
-        while let Some(row) = if backwards { rows.next_back() } else { rows.next() } {
-            let (key, value) = row.into_inner().map_err(failed)?;
-            if !each(&key, &value)? {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// The rows whose keys begin with a prefix, in order, as long as `each` wants more.
-    ///
-    /// # Errors
-    /// What `each` or the engine refuses.
-    pub fn prefix(
-        &self,
-        prefix: &[u8],
-        mut each: impl FnMut(&[u8], &[u8]) -> Result<bool, StoreError>,
-    ) -> Result<(), StoreError> {
-        for row in self.snapshot.prefix(&self.keyspace, prefix) {
-            let (key, value) = row.into_inner().map_err(failed)?;
-            if !each(&key, &value)? {
-                break;
-            }
-        }
-        Ok(())
+        each_of(self.snapshot.range::<&[u8], _>(&self.keyspace, bounds(start, end)), each)
     }
 }
 
-/// A transaction: what it has changed shows in [`SideWrites::get`], not in ranges.
-pub struct SideWrites {
-    rows: SideRows,
-    changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+/// From a key on and before another.
+pub(super) fn bounds<'a>(
+    start: &'a [u8],
+    end: Option<&'a [u8]>,
+) -> (Bound<&'a [u8]>, Bound<&'a [u8]>) {
+    (Bound::Included(start), end.map_or(Bound::Unbounded, Bound::Excluded))
 }
 
-impl SideWrites {
-    /// The rows as they were before this transaction.
-    pub fn before(&self) -> &SideRows {
-        &self.rows
-    }
-
-    /// One row, with the changes of this transaction.
-    ///
-    /// # Errors
-    /// What the engine refuses.
-    pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        match self.changes.get(key) {
-            Some(changed) => Ok(changed.clone()),
-            None => self.rows.get(key),
+/// Hands rows on as long as more are wanted.
+pub(super) fn each_of(rows: Iter, each: &mut Each<'_>) -> Result<(), StoreError> {
+    for row in rows {
+        let (key, value) = row.into_inner().map_err(failed)?;
+        if !each(&key, &value)? {
+            break;
         }
     }
-
-    /// Puts a row in place of an earlier one.
-    pub fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
-        self.changes.insert(key, Some(value));
-    }
-
-    /// Removes a row, if it is there.
-    pub fn remove(&mut self, key: Vec<u8>) {
-        self.changes.insert(key, None);
-    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::{EmbeddedStore, tests::options};
-    use crate::storage::{Store as _, StoreError};
+    use crate::storage::{Store as _, StoreError, side::SideWrites};
 
     async fn count(store: &EmbeddedStore) -> u64 {
         let table = store.side("counters").unwrap();
@@ -262,7 +219,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ranges_show_one_moment_in_order_from_both_ends() {
+    async fn ranges_show_one_moment_in_order() {
         let directory = tempfile::tempdir().unwrap();
         let store = EmbeddedStore::open(options(directory.path())).unwrap();
         let (table, other) = (store.side("a").unwrap(), store.side("b").unwrap());
@@ -273,7 +230,7 @@ mod tests {
             })
             .await
             .unwrap();
-        let put = |rows: &mut super::SideWrites| {
+        let put = |rows: &mut SideWrites<'_>| {
             for n in 0..9_u8 {
                 rows.put(vec![b'x', n], vec![n]);
             }
@@ -283,20 +240,20 @@ mod tests {
         table.write(put).await.unwrap();
         let seen = table
             .read(|rows| {
-                let (mut forward, mut backward) = (vec![], vec![]);
+                let (mut some, mut all) = (vec![], vec![]);
                 rows.prefix(b"x", |_, value| {
-                    forward.push(value[0]);
-                    Ok(forward.len() < 3)
+                    some.push(value[0]);
+                    Ok(some.len() < 3)
                 })?;
-                rows.range(b"x".to_vec()..=vec![b'x', 6], true, |_, value| {
-                    backward.push(value[0]);
+                rows.range(b"x".to_vec()..=vec![b'x', 6], |_, value| {
+                    all.push(value[0]);
                     Ok(true)
                 })?;
-                Ok((forward, backward))
+                Ok((some, all))
             })
             .await
             .unwrap();
-        assert_eq!(seen, (vec![0, 1, 2], vec![6, 5, 4, 3, 2, 1, 0]));
+        assert_eq!(seen, (vec![0, 1, 2], vec![0, 1, 2, 3, 4, 5, 6]));
         store.close().await.unwrap();
     }
 

@@ -13,7 +13,6 @@
 
 use std::{
     collections::BTreeMap,
-    ops::Bound,
     sync::{Arc, Mutex, PoisonError, RwLock},
     thread::JoinHandle,
 };
@@ -24,8 +23,12 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::{
     EmbeddedStore,
     database::{Tables, failed},
+    side::{bounds, each_of},
 };
-use crate::storage::StoreError;
+use crate::storage::{
+    StoreError,
+    side::{Each, GroupRows, GroupWrites, RowSource, Rows},
+};
 
 /// Changes waiting for the writer.
 const CHANGES_WAITING_MAX: usize = 256;
@@ -35,9 +38,6 @@ const CHANGES_PER_COMMIT_MAX: usize = 256;
 
 /// Questions answered at once.
 const READS_IN_FLIGHT_MAX: u32 = 8;
-
-/// Rows of one table: what is written, or `None` for what is removed.
-type Rows = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
 /// Told whether what the change wrote is durable.
 type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
@@ -137,8 +137,8 @@ impl SideGroup {
         let room = self.room.read().unwrap_or_else(PoisonError::into_inner).clone();
         let room = room.ok_or(StoreError::Closed)?;
         let answer = tokio::task::spawn_blocking(move || {
-            let view = GroupRows { room: &room, snapshot: room.tables.side_snapshot() };
-            let answer = question(&view);
+            let view = Moment { room: &room, snapshot: room.tables.side_snapshot() };
+            let answer = question(&GroupRows::new(&view));
             drop(view);
             // In this order: who holds all permits knows that no reader has the tables.
             drop(room);
@@ -177,10 +177,9 @@ fn write_all(room: &Room, mut changes: mpsc::Receiver<Change>) {
         let mut answers = Vec::new();
         let mut next = Some(first);
         while let Some(change) = next.take() {
-            let own = room.keyspaces.iter().map(|_| Rows::new()).collect();
-            let mut transaction = GroupWrites { room, written: &written, own };
+            let mut transaction = GroupWrites::new(room, &written, written.len());
             let (apply, answer) = change(&mut transaction);
-            let own = transaction.own;
+            let own = transaction.into_changes();
             if apply {
                 for (table, rows) in written.iter_mut().zip(own) {
                     table.extend(rows);
@@ -218,132 +217,45 @@ fn commit(room: &Room, written: Vec<Rows>) -> Result<(), StoreError> {
     batch.commit().map_err(failed)
 }
 
-/// What a change sees: everything that is durable, what was changed before it in the same commit,
-/// and what it has written itself. Tables are named by their place in the list they were opened
-/// with.
-pub struct GroupWrites<'a> {
-    room: &'a Room,
-    written: &'a [Rows],
-    own: Vec<Rows>,
-}
-
-impl GroupWrites<'_> {
-    /// A row.
-    ///
-    /// # Errors
-    /// The store's own failures.
-    pub fn get(&self, table: usize, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let changed = self.own[table].get(key).or_else(|| self.written[table].get(key));
-        match changed {
-            Some(value) => Ok(value.clone()),
-            None => {
-                let value = self.room.keyspaces[table].get(key).map_err(failed)?;
-                Ok(value.map(|value| value.to_vec()))
-            }
-        }
+/// What is durable, for the one writer.
+impl RowSource for Room {
+    fn get(&self, table: usize, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let value = self.keyspaces[table].get(key).map_err(failed)?;
+        Ok(value.map(|value| value.to_vec()))
     }
 
-    /// Writes a row.
-    pub fn put(&mut self, table: usize, key: Vec<u8>, value: Vec<u8>) {
-        self.own[table].insert(key, Some(value));
-    }
-
-    /// Removes a row.
-    pub fn remove(&mut self, table: usize, key: Vec<u8>) {
-        self.own[table].insert(key, None);
-    }
-
-    /// The rows whose keys begin with a prefix, in order, from `from` on (which begins with the
-    /// prefix, or is empty), as long as `each` wants more.
-    ///
-    /// # Errors
-    /// The store's own failures, and those of `each`.
-    pub fn scan(
+    fn range(
         &self,
         table: usize,
-        prefix: &[u8],
-        from: &[u8],
-        mut each: impl FnMut(&[u8], &[u8]) -> Result<bool, StoreError>,
+        start: &[u8],
+        end: Option<&[u8]>,
+        each: &mut Each<'_>,
     ) -> Result<(), StoreError> {
-        let start = if from > prefix { from } else { prefix };
-        let range = (Bound::Included(start), Bound::Unbounded);
-        let of = |rows: &Rows| -> Rows {
-            rows.range::<[u8], _>(range)
-                .take_while(|(key, _)| key.starts_with(prefix))
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect()
-        };
-        let mut changed = of(&self.written[table]);
-        changed.extend(of(&self.own[table]));
-        let mut changed = changed.into_iter().peekable();
-        for row in self.room.keyspaces[table].range::<&[u8], _>(start..) {
-            let (key, value) = row.into_inner().map_err(failed)?;
-            if !key.starts_with(prefix) {
-                break;
-            }
-            // What was changed and comes first.
-            while let Some((earlier, row)) = changed.next_if(|(changed, _)| changed[..] < key[..]) {
-                if let Some(row) = row
-                    && !each(&earlier, &row)?
-                {
-                    return Ok(());
-                }
-            }
-            let wants_more = match changed.next_if(|(changed, _)| changed[..] == key[..]) {
-                Some((_, None)) => true,
-                Some((_, Some(row))) => each(&key, &row)?,
-                None => each(&key, &value)?,
-            };
-            if !wants_more {
-                return Ok(());
-            }
-        }
-        for (key, row) in changed {
-            if let Some(row) = row
-                && !each(&key, &row)?
-            {
-                return Ok(());
-            }
-        }
-        Ok(())
+        each_of(self.keyspaces[table].range::<&[u8], _>(bounds(start, end)), each)
     }
 }
 
 /// A consistent view of what is durable.
-pub struct GroupRows<'a> {
+struct Moment<'a> {
     room: &'a Room,
     snapshot: Snapshot,
 }
 
-impl GroupRows<'_> {
-    /// A row.
-    ///
-    /// # Errors
-    /// The store's own failures.
-    pub fn get(&self, table: usize, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+impl RowSource for Moment<'_> {
+    fn get(&self, table: usize, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let value = self.snapshot.get(&self.room.keyspaces[table], key).map_err(failed)?;
         Ok(value.map(|value| value.to_vec()))
     }
 
-    /// As [`GroupWrites::scan`].
-    ///
-    /// # Errors
-    /// The store's own failures, and those of `each`.
-    pub fn scan(
+    fn range(
         &self,
         table: usize,
-        prefix: &[u8],
-        from: &[u8],
-        mut each: impl FnMut(&[u8], &[u8]) -> Result<bool, StoreError>,
+        start: &[u8],
+        end: Option<&[u8]>,
+        each: &mut Each<'_>,
     ) -> Result<(), StoreError> {
-        let start = if from > prefix { from } else { prefix };
-        for row in self.snapshot.range::<&[u8], _>(&self.room.keyspaces[table], start..) {
-            let (key, value) = row.into_inner().map_err(failed)?;
-            if !key.starts_with(prefix) || !each(&key, &value)? {
-                break;
-            }
-        }
-        Ok(())
+        let keyspace = &self.room.keyspaces[table];
+        each_of(self.snapshot.range::<&[u8], _>(keyspace, bounds(start, end)), each)
     }
 }
 

@@ -8,14 +8,14 @@ use crate::storage::{Copied, Extras, MemberRange};
 /// An outcome in the model's words.
 fn told(outcome: &Outcome) -> String {
     match outcome {
-        Outcome::Appended { message, duplicate, version, recipients } => format!(
+        Outcome::Appended { message, duplicate, version, recipients, .. } => format!(
             "appended {} {} {} {version} to {}",
             message.conversation_id,
             message.sequence,
             if *duplicate { "duplicate" } else { "new" },
             recipients.len()
         ),
-        Outcome::Forwarded { messages, duplicate, version, recipients } => {
+        Outcome::Forwarded { messages, duplicate, version, recipients, .. } => {
             let all: Vec<String> =
                 messages.iter().map(|message| message.sequence.to_string()).collect();
             format!(
@@ -188,6 +188,7 @@ pub async fn random_writes_agree_with_the_model<B: Bed>(bed: &B) {
             assert_eq!(&told(outcome), expected, "round {round}: {write:?}");
         }
         assert_eq!(store.version(), model.version);
+        assert_eq!(store.committed_version().await.unwrap(), model.version);
         if round % 10 == 9 {
             let since = random.u64(..model.version + 1);
             agree(&store, &model, since, &mut random).await;

@@ -9,7 +9,7 @@ use millrace_protocol::{Code, chat};
 use uuid::Uuid;
 
 use super::{
-    Conversation, Stop, Transaction, check_id, check_ids,
+    Conversation, Source, Stop, Transaction, check_id, check_ids,
     group_notices::about,
     groups::{check_room, not_yet_members, still_members},
     is_member, refuse,
@@ -100,12 +100,13 @@ impl Done {
     }
 }
 
-impl Transaction<'_> {
+impl<S: Source> Transaction<'_, S> {
     pub(super) fn change_group(&mut self, change: GroupChange) -> Result<Outcome, Stop> {
         let GroupChange { group_id, actor, at_ms, notice_id, act } = change;
         if let Some(actor) = &actor {
             check_id(actor, USER_ID_BYTES_MAX, "The acting user's id is empty or too long.")?;
         }
+        let before = self.version;
         let (scene, done) = match act {
             GroupAct::Create { name, avatar, members, members_max, join_rule, invite_rule } => {
                 let group = GroupRow {
@@ -135,7 +136,8 @@ impl Transaction<'_> {
             }
         };
         let Scene { group_id, conversation_id, conversation, .. } = scene;
-        if done.changed > 0 {
+        // Of a group without members nobody is changed when it is dissolved.
+        if done.changed > 0 || self.version > before {
             self.put_conversation(&conversation_id, conversation);
         }
         let Done { changed, waiting, told, asked, turned_away } = done;

@@ -2,7 +2,7 @@
 
 use millrace_protocol::chat;
 
-use super::{Stop, Transaction, group_acts::Scene, is_member};
+use super::{Source, Stop, Transaction, group_acts::Scene, is_member};
 use crate::storage::{
     Extras, Members, StoreError, conversation_id,
     embedded::{
@@ -13,7 +13,7 @@ use crate::storage::{
     limits::GROUP_EVENT_USERS_MAX,
 };
 
-impl Transaction<'_> {
+impl<S: Source> Transaction<'_, S> {
     pub(super) fn tell_members(
         &mut self,
         scene: &mut Scene,
@@ -37,6 +37,7 @@ impl Transaction<'_> {
         })?;
         let Scene { conversation_id, conversation, .. } = scene;
         let row = &mut conversation.row;
+        let follows = row.message_version;
         row.max_sequence += 1;
         row.message_version = self.version;
         let sequence = row.max_sequence;
@@ -71,7 +72,7 @@ impl Transaction<'_> {
         self.put(Table::Messages, keys::message(conversation_id, sequence), &message);
         let conversation_type = conversation_id::CONVERSATION_TYPE_GROUP;
         let message = message.into_message(conversation_id, conversation_type, sequence);
-        Ok(Told { message, recipients })
+        Ok(Told { message, follows, recipients })
     }
 }
 

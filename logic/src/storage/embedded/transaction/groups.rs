@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, ops::RangeInclusive, sync::Arc};
 
 use millrace_protocol::Code;
 
-use super::{Conversation, Stop, Transaction, check_id, check_ids, is_member, refuse};
+use super::{Conversation, Source, Stop, Transaction, check_id, check_ids, is_member, refuse};
 use crate::storage::{
     Members, Outcome, StoreError, conversation_id,
     embedded::{
@@ -17,7 +17,7 @@ use crate::storage::{
     limits::*,
 };
 
-impl Transaction<'_> {
+impl<S: Source> Transaction<'_, S> {
     pub(super) fn create_group(
         &mut self,
         group_id: String,
@@ -244,28 +244,27 @@ impl Transaction<'_> {
     /// Who has asked to come in, as this commit sees it.
     pub(super) fn waiting_to_join(&self, group_id: &str) -> Result<Vec<String>, StoreError> {
         let before_id = keys::join_requests_prefix(group_id).len();
-        let waiting = self.users_in(keys::join_requests_after(group_id, ""), before_id)?;
+        let stored = self.tables.waiting_to_join(group_id)?.into_iter().map(String::into_bytes);
+        let waiting = self.users_in(stored, keys::join_requests_after(group_id, ""), before_id);
         Ok(waiting.iter().map(|user_id| String::from_utf8_lossy(user_id).into_owned()).collect())
     }
 
-    /// The user ids at the end of the keys of a range in [`Table::Groups`], as this commit sees it.
+    /// Those who are `stored` at the end of the keys of a range in [`Table::Groups`], as this commit
+    /// has changed it.
     fn users_in(
         &self,
+        stored: impl IntoIterator<Item = Vec<u8>>,
         range: RangeInclusive<Vec<u8>>,
         before_id: usize,
-    ) -> Result<BTreeSet<Vec<u8>>, StoreError> {
-        let mut users = BTreeSet::new();
-        self.tables.view().raw_range(Table::Groups, range.clone(), |key, _| {
-            users.insert(key[before_id..].to_vec());
-            Ok(true)
-        })?;
+    ) -> BTreeSet<Vec<u8>> {
+        let mut users: BTreeSet<Vec<u8>> = stored.into_iter().collect();
         for (key, change) in self.changes.range(Table::Groups, range) {
             match change {
                 Some(_) => users.insert(key[before_id..].to_vec()),
                 None => users.remove(&key[before_id..]),
             };
         }
-        Ok(users)
+        users
     }
 
     /// Whether somebody has asked to come in.
@@ -331,7 +330,7 @@ impl Transaction<'_> {
         sequence: u64,
     ) -> Result<Members, StoreError> {
         let (range, before_id) = keys::joined_since(group_id, sequence);
-        let later = self.users_in(range, before_id)?;
+        let later = self.users_in(self.tables.joined_since(group_id, sequence)?, range, before_id);
         if later.is_empty() {
             return Ok(members.clone());
         }
