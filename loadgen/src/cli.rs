@@ -4,11 +4,39 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{target::Target, threshold::Threshold};
+use crate::{
+    addresses::{Addresses, parse_addresses},
+    compare::CompareArguments,
+    doctor::DoctorArguments,
+    live::View,
+    observe::Observed,
+    output::{OutputArguments, ReportArguments},
+    plan::PlanArguments,
+    target::Target,
+    threshold::Threshold,
+};
 
 const EXAMPLES: &str = "\
 Examples:
-  A first run against a development server whose ready line is in ready.json:
+  Half a minute of everything, against a development server whose ready line is in ready.json:
+    millrace-loadgen run smoke --dev-json ready.json
+
+  How much does it take? The load grows step by step until a message in a thousand is too late:
+    millrace-loadgen run breakpoint --dev-json ready.json --json report.json
+
+  Can this machine open 200,000 connections, and how many machines would ten million take?
+    millrace-loadgen doctor --connections 200k --to gateway.example:9000
+    millrace-loadgen plan --connections 10M --messages-per-second 50k
+
+  A report to look at, and whether it got slower since the last one:
+    millrace-loadgen run steady --dev-json ready.json --out today
+    millrace-loadgen compare yesterday/report.json today/report.json --fail-on 'p99.9 > +5%'
+
+  A scenario of your own, from a preset:
+    millrace-loadgen scenario show steady > mine.toml
+    millrace-loadgen scenario check mine.toml && millrace-loadgen run mine.toml --dev-json ready.json
+
+  The same by arguments: a first run against a development server whose ready line is in ready.json:
     millrace-loadgen chat --dev-json ready.json --connections 1000 --duration 20s
 
   18,000 users, half of them by WebSocket, with a limit on the latency:
@@ -32,7 +60,7 @@ Examples:
 Exit codes:
     0  everything arrived as promised, every threshold was met
    99  a threshold was missed, or a message was lost, duplicated or out of order
-  104  the arguments make no sense
+  104  the arguments or the scenario make no sense
   105  the run was aborted
   120  the generator could not keep its own schedule: its figures say nothing
   121  the run could not begin (descriptors, ports, unreachable target)";
@@ -53,6 +81,11 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// A scenario: a file of yours, or a preset by its name.
+    Run(RunArguments),
+    /// Looks at scenarios without running them.
+    #[command(subcommand)]
+    Scenario(ScenarioCommand),
     /// Single and group chat with verification of every message.
     Chat(ChatArguments),
     /// Connections that log in and do nothing but heartbeats, or not even these.
@@ -61,6 +94,14 @@ pub enum Command {
     Fanout(FanoutArguments),
     /// WebSocket echo against any server that sends messages back.
     Echo(EchoArguments),
+    /// Check this machine, and print what mends it.
+    Doctor(DoctorArguments),
+    /// Which machines a load takes, from measured figures.
+    Plan(PlanArguments),
+    /// Two finished runs side by side.
+    Compare(CompareArguments),
+    /// Draw a finished run again from its JSON.
+    Report(ReportArguments),
 }
 
 /// Where the system under test is.
@@ -82,6 +123,10 @@ pub struct TargetArguments {
     /// Bearer token of the HTTP API.
     #[arg(long, value_name = "TOKEN")]
     pub api_token: Option<String>,
+    /// Addresses of this machine to connect from, by turns: A,B,C or FIRST-LAST. Each has its own
+    /// ephemeral ports to each destination; `doctor` says how many it takes.
+    #[arg(long, value_name = "LIST", value_parser = parse_addresses)]
+    pub source_addresses: Option<Addresses>,
     /// Take what is not given above from the ready line of `millrace dev --json`; `-` reads it
     /// from standard input.
     #[arg(long, value_name = "FILE")]
@@ -116,19 +161,110 @@ pub struct CrowdArguments {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Result")]
 pub struct ResultArguments {
-    /// Write the summary as JSON to this file.
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// A condition for success, repeatable: `delivery_p99.9<500ms`, `ack_max<=2s`, `pulled=0`,
-    /// `connections_lost=0`. Latencies: connect, upgrade, login, arrival, return, heartbeat, ack,
+    /// Files.
+    #[command(flatten)]
+    pub output: OutputArguments,
+    /// A condition for success, repeatable: `delivery_latency p99.9 < 500ms` or shorter
+    /// `delivery_p99.9<500ms`, `ack_max<=2s`, `loss=0`, `connections_lost=0`. Latencies: connect, upgrade, login, arrival, return, heartbeat, ack,
     /// ack_single, ack_group, ack_room, delivery (single and group), delivery_single,
-    /// delivery_group, delivery_offline, delivery_room, join, service, late, echo. Counts: every
-    /// counter of the JSON summary.
+    /// delivery_group, delivery_offline, delivery_slow, delivery_room, join, service,
+    /// service_delivery, custom, recovery, late, echo. Counts: loss, duplicates, disorder, gaps,
+    /// every kind of fault and every counter of the JSON summary.
     #[arg(long, value_name = "CONDITION")]
     pub threshold: Vec<Threshold>,
-    /// Do not print a line every second.
+    /// A server to look at while the run goes on, repeatable: gateway=, logic= or both= and its
+    /// process id, or the URL of its metrics as in gateway=http://127.0.0.1:9600/metrics. Its memory
+    /// and processor stand in the report beside what the ledger predicts.
+    #[arg(long, value_name = "TIER=PLACE")]
+    pub observe: Vec<Observed>,
+    /// Show nothing while the run goes on.
     #[arg(long)]
     pub quiet: bool,
+    /// Print a line every second instead of the view that fills the terminal. So it is anyway
+    /// where standard input, output or error is no terminal.
+    #[arg(long)]
+    pub plain: bool,
+}
+
+impl ResultArguments {
+    /// How the run is shown.
+    pub fn view(&self) -> View {
+        View::choose(self.quiet, self.plain)
+    }
+}
+
+/// `run`
+#[derive(Debug, Clone, Args)]
+pub struct RunArguments {
+    /// A scenario file in TOML, or a preset: smoke, ramp, steady, spike, soak, storm, breakpoint,
+    /// million. `scenario show PRESET` prints a preset, to be changed and kept.
+    #[arg(value_name = "FILE|PRESET")]
+    pub scenario: String,
+    /// Where.
+    #[command(flatten)]
+    pub target: TargetArguments,
+    /// So many connections instead of the scenario's. Kinds of users that are given by count stay.
+    #[arg(long, value_name = "N", help_heading = "Changes to the scenario")]
+    pub connections: Option<u32>,
+    /// Multiplies every rate of messages.
+    #[arg(
+        long,
+        value_name = "FACTOR",
+        default_value_t = 1.0,
+        help_heading = "Changes to the scenario"
+    )]
+    pub load: f64,
+    /// Multiplies the length of every stage, and the moment of a storm.
+    #[arg(
+        long,
+        value_name = "FACTOR",
+        default_value_t = 1.0,
+        help_heading = "Changes to the scenario"
+    )]
+    pub time: f64,
+    /// Connections opened per second, instead of the scenario's.
+    #[arg(long, value_name = "PER_SECOND", help_heading = "Changes to the scenario")]
+    pub ramp_rate: Option<f64>,
+    /// Generator threads, instead of the scenario's.
+    #[arg(long, value_name = "N", help_heading = "Changes to the scenario")]
+    pub threads: Option<u32>,
+    /// User ids are this, a hyphen and a number. Two generators at once need different ones.
+    #[arg(long, value_name = "PREFIX", help_heading = "Changes to the scenario")]
+    pub user_prefix: Option<String>,
+    /// Seed of every random choice: who sends to whom.
+    #[arg(long, value_name = "N", help_heading = "Changes to the scenario")]
+    pub seed: Option<u64>,
+    /// Lost connections, failed sends and redeliveries are counted and not held against the run.
+    #[arg(long, help_heading = "Changes to the scenario")]
+    pub expect_faults: bool,
+    /// Give a verdict even if the generator was late or had no core left.
+    #[arg(long, help_heading = "Changes to the scenario")]
+    pub allow_late: bool,
+    /// What comes out.
+    #[command(flatten)]
+    pub result: ResultArguments,
+}
+
+/// `scenario`
+#[derive(Debug, Clone, Subcommand)]
+pub enum ScenarioCommand {
+    /// Checks files: exit 0 if all are good, 104 with the place of the first mistake if not.
+    Check {
+        /// Scenario files, or names of presets.
+        #[arg(value_name = "FILE|PRESET", required = true)]
+        scenarios: Vec<String>,
+    },
+    /// Prints the file of a preset, or of a scenario with every key and its value.
+    Show {
+        /// A preset, or a file.
+        #[arg(value_name = "PRESET|FILE")]
+        scenario: String,
+        /// Every key with its value, whether it was given or not.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Names the presets and what they are for.
+    List,
 }
 
 /// `chat`
@@ -168,6 +304,11 @@ pub struct ChatArguments {
     /// How long they stay away.
     #[arg(long, value_name = "FROM..TO", default_value = "500ms..5s", value_parser = parse_span, help_heading = "Load")]
     pub churn_away: (Duration, Duration),
+    /// Closed loop: so many users (0: none) do not follow the schedule; each sends its next
+    /// single-chat message when the last one is acknowledged. That gives a throughput; its latency
+    /// is no honest one, since a server that stalls stalls the measuring, too.
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Load")]
+    pub closed_loop: u32,
     /// Length of the schedule.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration, help_heading = "Load")]
     pub duration: Duration,
@@ -268,6 +409,7 @@ impl FanoutArguments {
             room_rate: self.rate,
             churn_per_minute: 0.0,
             churn_away: (Duration::ZERO, Duration::ZERO),
+            closed_loop: 0,
             duration: self.duration,
             message_bytes: self.message_bytes,
             hold: Duration::ZERO,
@@ -308,6 +450,9 @@ pub struct EchoArguments {
     /// Generator threads, each with as many rings as its connections need.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub threads: u32,
+    /// Addresses of this machine to connect from, by turns: A,B,C or FIRST-LAST.
+    #[arg(long, value_name = "LIST", value_parser = parse_addresses)]
+    pub source_addresses: Option<Addresses>,
     /// Seed of the masking keys.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
@@ -320,6 +465,19 @@ pub struct EchoArguments {
 }
 
 impl TargetArguments {
+    /// Whether the target is on this machine, so that both ends of every connection are.
+    pub fn is_this_machine(&self) -> bool {
+        // The ready line is of a server here, and may have come by standard input, which is read once.
+        if self.dev_json.is_some() {
+            return true;
+        }
+        let Ok(target) = self.target() else { return false };
+        let tcp = target.tcp_endpoint().ok().map(|endpoint| endpoint.address);
+        let address =
+            tcp.or_else(|| target.websocket_endpoint().ok().map(|endpoint| endpoint.address));
+        address.is_some_and(|address| std::net::UdpSocket::bind((address.ip(), 0)).is_ok())
+    }
+
     /// The target, with the ready line's values where arguments are missing.
     ///
     /// # Errors
@@ -331,6 +489,7 @@ impl TargetArguments {
             http: self.http.clone(),
             jwt_secret: self.jwt_secret.clone(),
             api_token: self.api_token.clone(),
+            source_addresses: self.source_addresses.clone().unwrap_or_default().0,
         };
         match &self.dev_json {
             Some(path) => Ok(given.or(Target::from_ready_line(path)?)),

@@ -10,11 +10,10 @@ use std::{
     },
 };
 
-use hdrhistogram::Histogram;
-
 use crate::{
     log::{Log, Range},
-    record::{Counters, histogram},
+    record::{Counters, Recent},
+    windows::Part,
 };
 
 /// Where the run stands.
@@ -62,6 +61,8 @@ pub struct Snapshot {
     pub ready: u64,
     /// Users that want no connection any more.
     pub done: u64,
+    /// Users that are not there until somebody calls.
+    pub absent: u64,
     /// Messages not yet acknowledged.
     pub outstanding: u64,
     /// Users that went by themselves and have not come back yet, without those connecting.
@@ -82,18 +83,23 @@ pub struct Snapshot {
 pub struct Slot {
     /// Published a few times a second.
     snapshot: Mutex<Snapshot>,
-    /// Delivery latencies since the coordinator last took them.
-    recent: Mutex<Histogram<u64>>,
+    /// Latencies and lateness since the coordinator last took them.
+    recent: Mutex<Recent>,
     /// Pulls to make; at most `verify::REPAIRS_MAX`.
     repairs: Mutex<VecDeque<Range>>,
     log_wanted: AtomicBool,
     log: Mutex<Option<Log>>,
+    /// The beginning of the part of the run whose windows are wanted; 0: none is.
+    part_wanted: AtomicU64,
+    part: Mutex<Option<Part>>,
 }
 
 /// See the module.
 pub struct Control {
     phase: AtomicU8,
     load_start_ns: AtomicU64,
+    /// When the load ends before its time; `u64::MAX`: it does not.
+    load_cut_ns: AtomicU64,
     /// One for each thread.
     pub slots: Vec<Slot>,
 }
@@ -106,15 +112,17 @@ impl Slot {
     fn new() -> Self {
         Self {
             snapshot: Mutex::default(),
-            recent: Mutex::new(histogram()),
+            recent: Mutex::default(),
             repairs: Mutex::default(),
             log_wanted: AtomicBool::new(false),
             log: Mutex::default(),
+            part_wanted: AtomicU64::new(0),
+            part: Mutex::default(),
         }
     }
 
     /// The thread's state.
-    pub fn publish(&self, snapshot: Snapshot, take_recent: impl FnOnce(&mut Histogram<u64>)) {
+    pub fn publish(&self, snapshot: Snapshot, take_recent: impl FnOnce(&mut Recent)) {
         *lock(&self.snapshot) = snapshot;
         take_recent(&mut lock(&self.recent));
     }
@@ -124,11 +132,9 @@ impl Slot {
         lock(&self.snapshot).clone()
     }
 
-    /// Moves the recent latencies into `into`.
-    pub fn take_recent(&self, into: &mut Histogram<u64>) {
-        let mut recent = lock(&self.recent);
-        into.add(&*recent).expect("all histograms have the same bounds");
-        recent.reset();
+    /// Moves what is recent into `into`.
+    pub fn take_recent(&self, into: &mut Recent) {
+        lock(&self.recent).take(into);
     }
 
     /// Gives the thread pulls to make.
@@ -161,6 +167,26 @@ impl Slot {
         self.log_wanted.swap(false, Ordering::AcqRel)
     }
 
+    /// Asks the thread for what it measured in the part of the run that began then.
+    pub fn want_part(&self, start_ns: u64) {
+        self.part_wanted.store(start_ns, Ordering::Release);
+    }
+
+    /// When the part began that the coordinator wants; once for each wish.
+    pub fn wanted_part(&self) -> Option<u64> {
+        Some(self.part_wanted.swap(0, Ordering::AcqRel)).filter(|start_ns| *start_ns > 0)
+    }
+
+    /// Hands a part over.
+    pub fn give_part(&self, part: Part) {
+        *lock(&self.part) = Some(part);
+    }
+
+    /// The part, when it has been handed over.
+    pub fn take_part(&self) -> Option<Part> {
+        lock(&self.part).take()
+    }
+
     /// Hands the records over.
     pub fn give_log(&self, log: Log) {
         *lock(&self.log) = Some(log);
@@ -178,6 +204,7 @@ impl Control {
         Self {
             phase: AtomicU8::new(Phase::Ramp as u8),
             load_start_ns: AtomicU64::new(0),
+            load_cut_ns: AtomicU64::new(u64::MAX),
             slots: (0..threads).map(|_| Slot::new()).collect(),
         }
     }
@@ -198,6 +225,16 @@ impl Control {
         self.enter(Phase::Load);
     }
 
+    /// Ends the load before its time.
+    pub fn cut_load(&self, at_ns: u64) {
+        self.load_cut_ns.store(at_ns, Ordering::Release);
+    }
+
+    /// When the load ends before its time, if it does.
+    pub fn load_cut_ns(&self) -> Option<u64> {
+        Some(self.load_cut_ns.load(Ordering::Acquire)).filter(|at_ns| *at_ns != u64::MAX)
+    }
+
     /// When the load starts.
     pub fn load_start_ns(&self) -> u64 {
         self.load_start_ns.load(Ordering::Acquire)
@@ -211,6 +248,7 @@ impl Control {
             sum.counters.merge(&one.counters);
             sum.ready += one.ready;
             sum.done += one.done;
+            sum.absent += one.absent;
             sum.outstanding += one.outstanding;
             sum.away += one.away;
             sum.seats += one.seats;

@@ -2,7 +2,6 @@
 //! collects their records. What a phase means is the scenarios' business.
 
 use std::{
-    io::Write as _,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,14 +10,12 @@ use std::{
     time::Duration,
 };
 
-use hdrhistogram::Histogram;
-
 use crate::{
     clock::Clock,
     control::{Control, Phase, Snapshot},
     exit::RunError,
+    live::{View, Watcher},
     log::Log,
-    record::{Counter, histogram},
 };
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -34,7 +31,7 @@ pub struct Crew<T> {
     pub control: Arc<Control>,
     threads: Vec<JoinHandle<Result<T, RunError>>>,
     aborted: Arc<AtomicBool>,
-    progress: Option<Progress>,
+    watcher: Option<Watcher>,
 }
 
 /// Whether to go on waiting.
@@ -55,7 +52,7 @@ impl<T: Send + 'static> Crew<T> {
         clock: Clock,
         control: Arc<Control>,
         aborted: Arc<AtomicBool>,
-        quiet: bool,
+        view: View,
         mut work: impl FnMut(u32) -> W,
     ) -> Result<Self, RunError>
     where
@@ -69,8 +66,8 @@ impl<T: Send + 'static> Crew<T> {
                 .map_err(|error| RunError::preflight(format!("a thread: {error}")))?;
             threads.push(thread);
         }
-        let progress = (!quiet).then(|| Progress::new(clock.now_ns()));
-        Ok(Self { clock, control, threads, aborted, progress })
+        let watcher = Watcher::new(view, clock.now_ns(), &aborted);
+        Ok(Self { clock, control, threads, aborted, watcher })
     }
 
     /// Looks at the threads until `look` has had enough, or for `at_most`. Answers whether it
@@ -95,8 +92,8 @@ impl<T: Send + 'static> Crew<T> {
             }
             let snapshot = self.control.snapshot();
             let now_ns = self.clock.now_ns();
-            if let Some(progress) = &mut self.progress {
-                progress.look(now_ns, &self.control, &snapshot);
+            if let Some(watcher) = &mut self.watcher {
+                watcher.look(now_ns, &self.control, &snapshot);
             }
             if look(&snapshot) == Wait::Enough {
                 return Ok(true);
@@ -147,7 +144,7 @@ impl<T: Send + 'static> Crew<T> {
     /// A thread failed.
     pub fn leave(mut self, at_most: Duration) -> Result<Vec<T>, RunError> {
         self.control.enter(Phase::Leave);
-        self.progress = None;
+        self.watcher = None;
         let until_ns = self.clock.now_ns() + at_most.as_nanos() as u64;
         let mut results = Vec::new();
         for thread in self.threads {
@@ -163,57 +160,5 @@ impl<T: Send + 'static> Crew<T> {
             );
         }
         Ok(results)
-    }
-}
-
-/// The line on standard error, once a second.
-struct Progress {
-    start_ns: u64,
-    due_ns: u64,
-    before: Snapshot,
-    before_ns: u64,
-}
-
-impl Progress {
-    fn new(now_ns: u64) -> Self {
-        Self {
-            start_ns: now_ns,
-            due_ns: now_ns + SECOND_NS,
-            before: Snapshot::default(),
-            before_ns: now_ns,
-        }
-    }
-
-    fn look(&mut self, now_ns: u64, control: &Control, snapshot: &Snapshot) {
-        if now_ns < self.due_ns {
-            return;
-        }
-        let mut recent: Histogram<u64> = histogram();
-        control.slots.iter().for_each(|slot| slot.take_recent(&mut recent));
-        let span = (now_ns - self.before_ns) as f64 / 1e9;
-        let rate = |counter: Counter| {
-            let grown = snapshot.counters.get(counter) - self.before.counters.get(counter);
-            grown as f64 / span
-        };
-        let answers = snapshot.counters.codes_total();
-        let p99_ms = recent.value_at_quantile(0.99) as f64 / 1000.0;
-        let line = format!(
-            "{:5.0}s {:6} up {:6}  sent {:6.0}/s  ack {:6.0}/s  deliver {:7.0}/s  echo {:6.0}/s  \
-             p99 {p99_ms:8.1} ms  waiting {:5}  lost {}  errors {answers}",
-            (now_ns - self.start_ns) as f64 / 1e9,
-            control.phase().label(),
-            snapshot.ready,
-            rate(Counter::Sent) + rate(Counter::Resent),
-            rate(Counter::Acked),
-            rate(Counter::Received),
-            rate(Counter::Echoes),
-            snapshot.outstanding,
-            snapshot.counters.get(Counter::ConnectionsLost),
-        );
-        // A closed standard error is no reason to end a run.
-        let _ = writeln!(std::io::stderr().lock(), "{line}");
-        self.before = snapshot.clone();
-        self.before_ns = now_ns;
-        self.due_ns += SECOND_NS;
     }
 }

@@ -30,6 +30,16 @@ pub enum Action {
         /// The station.
         index: u32,
     },
+    /// Stop reading.
+    Pause {
+        /// The station.
+        index: u32,
+    },
+    /// Read again.
+    Resume {
+        /// The station.
+        index: u32,
+    },
     /// Write the farewell, if any, and close.
     Close {
         /// The station.
@@ -184,6 +194,16 @@ fn perform<F: Fleet>(driver: &mut Driver, links: &mut Links<'_, F>) {
                 connect(driver, links, index, address, source);
             }
             Action::Send { index } => send(driver, links, index),
+            Action::Pause { index } => {
+                if let Some(socket) = links.links[index as usize].socket {
+                    driver.pause_receive(socket);
+                }
+            }
+            Action::Resume { index } => {
+                if let Some(socket) = links.links[index as usize].socket {
+                    driver.resume_receive(socket);
+                }
+            }
             Action::Close { index, farewell } => {
                 let Some(socket) = links.links[index as usize].socket.take() else { continue };
                 if farewell.is_empty() || driver.is_sending(socket) {

@@ -12,19 +12,20 @@ use std::{
 use millrace_protocol::websocket::{self, Limits, Message, MessageReader, Opcode, Role};
 
 use crate::{
-    chat::{self, Records},
     cli::EchoArguments,
     client::{Endings, Endpoint},
     clock::Clock,
     control::{Control, Phase, Snapshot},
     coordinator::{Crew, Wait},
-    cpu,
     driver::{self, Action, Fleet},
+    engine::{self, Records},
     exit::RunError,
+    health::{Generator, Meter, Observed},
     pacer::Pacer,
-    preflight,
+    preflight::{self, Sources},
     record::{Counter, Metric, Recorder},
     report::{Findings, Report, Times},
+    scenario::GeneratorSection,
     target::websocket_endpoint,
 };
 
@@ -102,7 +103,7 @@ struct Plan {
     load_ns: u64,
     size: usize,
     text: bool,
-    connections_per_source: u32,
+    sources: Sources,
     seed: u64,
 }
 
@@ -323,7 +324,7 @@ impl EchoFleet {
         station.since_ns = now_ns;
         let user = index * self.plan.threads + self.plan.thread;
         let address: SocketAddr = self.plan.endpoint.address;
-        let source = preflight::source(user, self.plan.connections_per_source, address.ip());
+        let source = self.plan.sources.of(user, address.ip());
         self.actions.push_back(Action::Connect { index, address, source });
     }
 }
@@ -472,8 +473,8 @@ pub fn run(arguments: &EchoArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
     preflight::reach("the echo server", endpoint.address)?;
     preflight::memory(connections)?;
     let options = preflight::driver_options(connections.div_ceil(threads), threads)?;
-    let connections_per_source =
-        preflight::sources(&[(endpoint.address, connections)], connections)?;
+    let given = arguments.source_addresses.clone().unwrap_or_default().0;
+    let sources = preflight::sources(&[(endpoint.address, connections)], connections, &given)?;
     let part = 1.0 / f64::from(threads);
     let plan = Plan {
         thread: 0,
@@ -485,14 +486,14 @@ pub fn run(arguments: &EchoArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
         load_ns: arguments.duration.as_nanos() as u64,
         size: arguments.size as usize,
         text: arguments.text,
-        connections_per_source,
+        sources,
         seed: arguments.seed,
     };
     let clock = Clock::start();
     let control = Arc::new(Control::new(threads as usize));
-    let quiet = arguments.result.quiet;
+    let view = arguments.result.view();
     let mut crew: Crew<Records> =
-        Crew::start(clock, control.clone(), aborted.clone(), quiet, |thread| {
+        Crew::start(clock, control.clone(), aborted.clone(), view, |thread| {
             let (plan, control) = (Plan { thread, ..plan.clone() }, control.clone());
             let options = options.clone();
             move || {
@@ -504,19 +505,18 @@ pub fn run(arguments: &EchoArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
             }
         })?;
 
-    let ramp_time = chat::ramp(&mut crew, connections, 0)?;
-    let cpu_before = cpu::seconds();
+    let ramp_time = engine::ramp(&mut crew, connections, 0)?;
+    let mut meter = Meter::new(1_000_000_000);
     let start_ns = clock.now_ns() + LOAD_LEAD_NS;
     crew.control.start_load(start_ns);
-    crew.watch(Duration::from_nanos(LOAD_LEAD_NS) + arguments.duration, |_| Wait::More)?;
+    crew.watch(Duration::from_nanos(LOAD_LEAD_NS) + arguments.duration, |_| {
+        meter.look(clock.now_ns());
+        Wait::More
+    })?;
+    meter.finish(clock.now_ns());
     let load_seconds = (clock.now_ns() - start_ns) as f64 / 1e9;
-    let cpu_seconds = cpu::seconds() - cpu_before;
-    let times = Times {
-        ramp_sessions: connections,
-        ramp_seconds: ramp_time.as_secs_f64(),
-        load_seconds,
-        cpu_seconds,
-    };
+    let times =
+        Times { ramp_sessions: connections, ramp_seconds: ramp_time.as_secs_f64(), load_seconds };
     crew.control.enter(Phase::Settle);
     crew.watch(Duration::from_millis(300), |_| Wait::More)?;
     crew.watch(
@@ -527,7 +527,15 @@ pub fn run(arguments: &EchoArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
     )?;
     let records = crew.leave(LEAVE_MAX)?;
 
-    let (record, endings, errors) = chat::merge(&records);
+    let (record, endings, errors) = engine::merge(&records);
+    let observed = Observed {
+        late: record.of(Metric::Late),
+        stages: Vec::new(),
+        meter: &meter,
+        load_seconds,
+        has_closed_loop: arguments.rate == 0.0,
+    };
+    let generator = Generator::judge(&observed, &GeneratorSection::default());
     let mut failures = Vec::new();
     if record.counters.get(Counter::Echoes) == 0 {
         failures.push("nothing came back".to_owned());
@@ -548,6 +556,8 @@ pub fn run(arguments: &EchoArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
         endings: &endings,
         errors,
         times,
+        stages: Vec::new(),
+        recoveries_us: Vec::new(),
         must_be_zero: &[
             (Counter::EchoesWrong, "echoes differed from what was sent"),
             (Counter::Unanswered, "echoes never came"),
@@ -557,7 +567,8 @@ pub fn run(arguments: &EchoArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
         ],
         failures,
         thresholds: &arguments.result.threshold,
-        allow_late: arguments.allow_late,
+        generator,
+        allow_saturated: arguments.allow_late,
     }))
 }
 

@@ -2,19 +2,22 @@
 //!
 //! Users are dealt to the threads in turn: user u lives on thread u mod threads.
 
-use std::{collections::VecDeque, io, sync::Arc};
+use std::{collections::VecDeque, io, ops::Range, sync::Arc};
 
 use crate::{
     client::{Client, Context, Manner, NS_PER_MS, Standing, Wish},
     control::{Control, Phase, Slot, Snapshot},
     driver::{Action, Fleet},
+    load::{Load, Moment, locals},
     log::Log,
     pacer::Pacer,
-    preflight,
+    population::Target,
+    preflight::Sources,
     record::{Counter, Metric, Recorder},
-    room::PUBLISHER,
-    scenario::Target,
+    scenario::plan::{Act, Plan},
+    slow::{SlowReaders, Turn},
     timers::{SLOT_NS, Timers},
+    windows::{Part, Windows},
 };
 
 /// What one thread has to do.
@@ -26,20 +29,16 @@ pub struct Share {
     pub threads: u32,
     /// Connections opened per second, by this thread.
     pub ramp_per_second: f64,
-    /// Single-chat messages per second, by this thread.
-    pub single_per_second: f64,
-    /// Group messages per second, by this thread.
-    pub group_per_second: f64,
-    /// Room messages per second. One thread publishes all of them: the one of the publisher.
-    pub room_per_second: f64,
-    /// Users of this thread that go for a while, per second.
-    pub churn_per_second: f64,
-    /// During the load, users below this index send heartbeats one after the other without a pause.
-    pub flat_out_below: u32,
-    /// Length of the schedule.
-    pub load_ns: u64,
-    /// Connections from one source address; 0: let the kernel choose the source.
-    pub connections_per_source: u32,
+    /// Who the users are, what they do and when.
+    pub plan: Arc<Plan>,
+    /// When the ramp begins: the same moment for all threads.
+    pub ramp_start_ns: u64,
+    /// Length of a window of the time line.
+    pub window_ns: u64,
+    /// Windows of a part of the run at most.
+    pub windows_max: usize,
+    /// Where they connect from.
+    pub sources: Sources,
 }
 
 /// Connections that may be in the making at once: a ramp faster than the server waits.
@@ -51,37 +50,10 @@ const REPAIRS_IN_FLIGHT_MAX: u64 = 256;
 /// How often the thread publishes its state.
 const PUBLISH_NS: u64 = 100 * NS_PER_MS;
 
-/// The schedules of the load.
-struct Load {
-    single: Pacer,
-    group: Pacer,
-    room: Pacer,
-    churn: Pacer,
-}
-
-impl Load {
-    fn new(share: &Share, start_ns: u64) -> Self {
-        let phase = f64::from(share.thread) / f64::from(share.threads);
-        let pacer = |rate| Pacer::new(rate, start_ns, share.load_ns, phase);
-        let publishes = share.thread == PUBLISHER % share.threads;
-        Self {
-            single: pacer(share.single_per_second),
-            group: pacer(share.group_per_second),
-            room: pacer(if publishes { share.room_per_second } else { 0.0 }),
-            churn: pacer(share.churn_per_second),
-        }
-    }
-
-    fn next_ns(&self) -> u64 {
-        let all = [&self.single, &self.group, &self.room, &self.churn];
-        all.into_iter().filter_map(Pacer::next_ns).min().unwrap_or(u64::MAX)
-    }
-}
-
 /// How many users stand where, kept up at every change: with a million users nobody counts them
 /// ten times a second.
 struct Tally {
-    counts: [usize; 6],
+    counts: [usize; 7],
     outstanding: u64,
     /// What each user was counted as.
     counted: Vec<(Standing, u16)>,
@@ -89,9 +61,9 @@ struct Tally {
 
 impl Tally {
     fn new(users: usize) -> Self {
-        let mut counts = [0; 6];
-        counts[Standing::Waiting as usize] = users;
-        Self { counts, outstanding: 0, counted: vec![(Standing::Waiting, 0); users] }
+        let mut counts = [0; 7];
+        counts[Standing::Absent as usize] = users;
+        Self { counts, outstanding: 0, counted: vec![(Standing::Absent, 0); users] }
     }
 
     fn update(&mut self, index: u32, client: &Client) {
@@ -102,6 +74,10 @@ impl Tally {
         self.outstanding -= u64::from(*outstanding);
         self.outstanding += u64::from(now_outstanding);
         (*standing, *outstanding) = (now_standing, now_outstanding);
+    }
+
+    fn is(&self, index: u32, standing: Standing) -> bool {
+        self.counted[index as usize].0 == standing
     }
 
     fn of(&self, standing: Standing) -> usize {
@@ -123,6 +99,14 @@ pub struct ChatFleet {
     tally: Tally,
     /// The schedules, once the load has begun.
     load: Option<Load>,
+    slow: SlowReaders,
+    /// Users below this index write their next message when the last one is acknowledged …
+    closed_below: u32,
+    /// … until then.
+    closed_until_ns: u64,
+    /// Visitors and when they go, in order, and where to look for the next one to call.
+    visits: VecDeque<(u64, u32)>,
+    next_visitor: u32,
     leaving: Option<(Pacer, u32)>,
     publish_due_ns: u64,
     now_ns: u64,
@@ -130,17 +114,21 @@ pub struct ChatFleet {
 
 impl ChatFleet {
     /// The users of one thread; nothing is opened before the first `advance`.
-    pub fn new(control: Arc<Control>, share: Share, cx: Context, now_ns: u64) -> Self {
+    pub fn new(control: Arc<Control>, share: Share, mut cx: Context, now_ns: u64) -> Self {
         let population = &cx.population;
         let users = (share.thread..population.users).step_by(share.threads as usize);
         let clients: Vec<Client> =
             users.map(|user| Client::new(user, population.transport(user))).collect();
         let count = clients.len();
-        let ramp_ns = (count as f64 / share.ramp_per_second * 1e9).ceil() as u64;
+        let visitors = clients.iter().filter(|one| population.part(one.user()).visits).count();
+        let arriving = count - visitors;
+        let ramp_ns = (arriving as f64 / share.ramp_per_second * 1e9).ceil() as u64;
         let phase = f64::from(share.thread) / f64::from(share.threads);
+        cx.record.windows = Windows::new(share.window_ns, share.windows_max);
+        cx.record.windows.begin(share.ramp_start_ns);
         Self {
             timers: Timers::new(count, now_ns),
-            ramp: Pacer::new(share.ramp_per_second, now_ns, ramp_ns, phase),
+            ramp: Pacer::new(share.ramp_per_second, share.ramp_start_ns, ramp_ns, phase),
             clients,
             control,
             share,
@@ -150,6 +138,11 @@ impl ChatFleet {
             ramp_next: 0,
             tally: Tally::new(count),
             load: None,
+            slow: SlowReaders::default(),
+            closed_below: 0,
+            closed_until_ns: 0,
+            visits: VecDeque::new(),
+            next_visitor: 0,
             leaving: None,
             publish_due_ns: 0,
             now_ns,
@@ -162,8 +155,17 @@ impl ChatFleet {
     }
 
     /// Latencies, counters and ends of sessions, after the run.
-    pub fn into_records(self) -> (Recorder, crate::client::Endings, Vec<String>) {
+    pub fn into_records(mut self) -> (Recorder, crate::client::Endings, Vec<String>) {
+        let ready = self.tally.of(Standing::Ready) as u64;
+        let record = &mut self.cx.record;
+        record.windows.close(&record.counters, ready);
         (self.cx.record, self.cx.endings, self.cx.errors)
+    }
+
+    /// The present moment, for whoever needs it without being told.
+    fn observe(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+        self.cx.record.now_ns = now_ns;
     }
 
     fn slot(&self) -> &Slot {
@@ -173,13 +175,17 @@ impl ChatFleet {
     /// After a client was told something: perform its wish, write its output, arm its timer.
     fn settle(&mut self, index: u32) {
         let client = &mut self.clients[index as usize];
+        if client.user() < self.closed_below
+            && client.is_ready()
+            && client.outstanding() == 0
+            && self.now_ns < self.closed_until_ns
+        {
+            let contact = self.cx.population.contact(client.user(), self.cx.random.u32(..));
+            client.send(self.now_ns, &mut self.cx, Target::user(contact), self.now_ns);
+        }
         match client.take_wish() {
             Some(Wish::Connect(address)) => {
-                let source = preflight::source(
-                    client.user(),
-                    self.share.connections_per_source,
-                    address.ip(),
-                );
+                let source = self.share.sources.of(client.user(), address.ip());
                 self.actions.push_back(Action::Connect { index, address, source });
             }
             Some(Wish::Close { farewell }) => {
@@ -195,13 +201,22 @@ impl ChatFleet {
             self.timers.arm(index, deadline_ns);
         }
         client.rest();
+        let was_ready = self.tally.is(index, Standing::Ready);
         self.tally.update(index, client);
+        if client.is_ready() && !was_ready && self.cx.population.part(client.user()).visits {
+            self.visits.push_back((self.now_ns + self.share.plan.visit_ns, index));
+        }
     }
 
     fn advance_ramp(&mut self, now_ns: u64) {
         while (self.ramp_next as usize) < self.clients.len()
             && self.tally.of(Standing::Connecting) < CONNECTING_MAX
         {
+            let user = self.clients[self.ramp_next as usize].user();
+            if self.cx.population.part(user).visits {
+                self.ramp_next += 1;
+                continue;
+            }
             // The last moment of the schedule may be rounded away; the last users still come.
             let intended_ns = match self.ramp.take_due(now_ns) {
                 Some(intended_ns) => intended_ns,
@@ -216,70 +231,183 @@ impl ChatFleet {
     }
 
     fn advance_load(&mut self, now_ns: u64) {
-        let start_ns = self.control.load_start_ns();
         let mut load = match self.load.take() {
             Some(load) => load,
-            None => {
-                self.go_flat_out(now_ns);
-                Load::new(&self.share, start_ns)
-            }
+            None => self.begin_load(now_ns),
         };
-        while load.churn.take_due(now_ns).is_some() {
-            if let Some(index) = self.choose(Client::may_step_away) {
-                let manner = Manner::ALL[self.cx.random.usize(0..Manner::ALL.len())];
-                self.clients[index as usize].step_away(now_ns, &mut self.cx, manner);
-                self.settle(index);
-            }
+        if let Some(cut_ns) = self.control.load_cut_ns()
+            && load.cut(cut_ns)
+        {
+            self.closed_until_ns = self.closed_until_ns.min(cut_ns);
+            self.cx.record.windows.begin(cut_ns);
         }
-        while let Some(intended_ns) = load.room.take_due(now_ns) {
-            let index = PUBLISHER / self.share.threads;
-            self.cx.record.record(Metric::Late, now_ns.saturating_sub(intended_ns));
-            self.clients[index as usize].publish(now_ns, &mut self.cx, intended_ns);
-            self.settle(index);
+        while let Some(tick_ns) = load.take_tick(now_ns) {
+            self.cx.record.record(Metric::Late, now_ns - tick_ns);
         }
-        while let Some(intended_ns) = load.single.take_due(now_ns) {
-            // Who is away by itself does not send.
-            let Some(index) = self.choose(|client| !client.is_away()) else { continue };
-            let user = self.clients[index as usize].user();
-            let contact = self.cx.population.contact(user, self.cx.random.u32(..));
-            self.dispatch(index, Target::user(contact), intended_ns);
+        while let Some(moment) = load.take_due(now_ns) {
+            self.perform(now_ns, &moment);
         }
-        while let Some(intended_ns) = load.group.take_due(now_ns) {
-            let grouped = self.cx.population.groups * self.cx.population.group_size;
-            let here = grouped.saturating_sub(self.share.thread).div_ceil(self.share.threads);
-            let is_here = |client: &Client| !client.is_away();
-            let Some(index) = self.choose_below(here.max(1), is_here) else { continue };
-            let user = self.clients[index as usize].user();
-            if let Some(group) = self.cx.population.group_of(user) {
-                self.dispatch(index, Target::group(group), intended_ns);
-            }
+        while let Some(turn) = self.slow.take_due(now_ns) {
+            self.actions.push_back(match turn {
+                Turn::Pause(index) => Action::Pause { index },
+                Turn::Resume(index) => Action::Resume { index },
+            });
         }
         self.load = Some(load);
     }
 
+    fn begin_load(&mut self, now_ns: u64) -> Load {
+        let start_ns = self.control.load_start_ns();
+        let Share { plan, thread, threads, .. } = self.share.clone();
+        let load = Load::new(&plan, thread, threads, start_ns);
+        for stage in &plan.stages {
+            self.cx.record.windows.begin(start_ns + stage.offset_ns);
+        }
+        self.cx.record.windows.begin(load.end_ns());
+        let pause_ns = |client: &Client| {
+            let pause_ms = self.cx.population.part(client.user()).slow_reader_pause_ms;
+            u64::from(pause_ms) * NS_PER_MS
+        };
+        let clients = self.clients.iter().enumerate();
+        let slow: Vec<(u32, u64)> = clients
+            .map(|(index, client)| (index as u32, pause_ns(client)))
+            .filter(|(_, pause_ns)| *pause_ns > 0)
+            .collect();
+        self.slow = SlowReaders::new(&slow, start_ns);
+        self.go_flat_out(now_ns);
+        (self.closed_below, self.closed_until_ns) = (plan.chat_closed_below, load.end_ns());
+        for index in locals(&(0..self.closed_below), thread, threads) {
+            if (index as usize) < self.clients.len() {
+                self.settle(index);
+            }
+        }
+        load
+    }
+
+    /// Does what a schedule wants now.
+    fn perform(&mut self, now_ns: u64, moment: &Moment) {
+        let (users, intended_ns) = (moment.users.clone(), moment.intended_ns);
+        // Who is away by itself does not send.
+        let is_here = |client: &Client, _: &Context| !client.is_away();
+        let is_ready = |client: &Client, _: &Context| client.is_ready();
+        match moment.act {
+            Act::Churn => {
+                if let Some(index) = self.choose(users, Client::may_step_away) {
+                    let manner = Manner::ALL[self.cx.random.usize(0..Manner::ALL.len())];
+                    self.cx.record.counters.add(Counter::Churned);
+                    self.clients[index as usize].step_away(now_ns, &mut self.cx, manner);
+                    self.settle(index);
+                }
+            }
+            Act::Storm => {
+                let may_break = |client: &Client, cx: &Context| {
+                    client.is_ready() && !cx.population.is_publisher(client.user())
+                };
+                if let Some(index) = self.choose(users, may_break) {
+                    let back_ns = self.cx.random.u64(0..=self.share.plan.storm_back_ns);
+                    self.cx.record.counters.add(Counter::Stormed);
+                    self.clients[index as usize].break_off(now_ns, &mut self.cx, back_ns);
+                    self.settle(index);
+                }
+            }
+            Act::Room => {
+                let index = users.start;
+                self.late(intended_ns);
+                self.clients[index as usize].publish(now_ns, &mut self.cx, intended_ns);
+                self.settle(index);
+            }
+            Act::Single => {
+                let Some(index) = self.choose(users, is_here) else { return };
+                let user = self.clients[index as usize].user();
+                let contact = self.cx.population.contact(user, self.cx.random.u32(..));
+                self.dispatch(index, Target::user(contact), intended_ns);
+            }
+            Act::Group => {
+                let Some(index) = self.choose(users, is_here) else { return };
+                let user = self.clients[index as usize].user();
+                if let Some(group) = self.cx.population.group_of(user) {
+                    self.dispatch(index, Target::group(group), intended_ns);
+                }
+            }
+            Act::Heartbeat => {
+                let may_beat = |client: &Client, _: &Context| client.may_beat();
+                if let Some(index) = self.choose(users, may_beat) {
+                    self.late(intended_ns);
+                    self.clients[index as usize].beat(now_ns, intended_ns, &mut self.cx);
+                    self.settle(index);
+                }
+            }
+            Act::Call => {
+                if let Some(index) = self.next_absent(users) {
+                    self.late(intended_ns);
+                    self.cx.record.counters.add(Counter::Called);
+                    self.clients[index as usize].call(now_ns, intended_ns, &self.cx);
+                    self.settle(index);
+                }
+            }
+            Act::Custom(number) => {
+                let Some(index) = self.choose(users, is_ready) else { return };
+                self.late(intended_ns);
+                let client = &mut self.clients[index as usize];
+                client.send_custom(now_ns, &mut self.cx, number, intended_ns);
+                self.settle(index);
+            }
+        }
+    }
+
+    /// How late the generator itself is with something that it could have done in time.
+    fn late(&mut self, intended_ns: u64) {
+        let late_ns = self.now_ns.saturating_sub(intended_ns);
+        self.cx.record.record(Metric::Late, late_ns);
+    }
+
+    /// The next visitor in turn who is not there.
+    fn next_absent(&mut self, users: Range<u32>) -> Option<u32> {
+        for _ in 0..users.len().min(CHOICES_MAX as usize) {
+            let index = self.next_visitor.clamp(users.start, users.end - 1);
+            self.next_visitor = if index + 1 < users.end { index + 1 } else { users.start };
+            if self.tally.is(index, Standing::Absent) {
+                return Some(index);
+            }
+        }
+        self.cx.record.counters.add(Counter::NobodyThere);
+        None
+    }
+
+    /// Visitors whose time is over go.
+    fn advance_visits(&mut self, now_ns: u64) {
+        while let Some((_, index)) = self.visits.front().copied().filter(|(at, _)| *at <= now_ns) {
+            self.visits.pop_front();
+            if self.clients[index as usize].is_ready() {
+                self.clients[index as usize].step_away(now_ns, &mut self.cx, Manner::LogOut);
+                self.settle(index);
+            }
+        }
+    }
+
     /// The closed loop: everybody below the index beats now, and at every answer.
     fn go_flat_out(&mut self, now_ns: u64) {
-        self.cx.flat_out_below = self.share.flat_out_below;
+        let below = self.share.plan.beats_closed_below;
+        self.cx.flat_out_below = below;
         for index in 0..self.clients.len() as u32 {
             let client = &mut self.clients[index as usize];
-            if client.user() >= self.share.flat_out_below {
+            if client.user() >= below {
                 return;
             }
-            client.beat(now_ns, &mut self.cx);
+            client.beat(now_ns, now_ns, &mut self.cx);
             self.settle(index);
         }
     }
 
-    /// A random user of this thread of whom `fits` is true.
-    fn choose(&mut self, fits: impl Fn(&Client) -> bool) -> Option<u32> {
-        self.choose_below(self.clients.len() as u32, fits)
-    }
-
-    /// The same among the first `count`. Counts a miss when they are hardly to be found.
-    fn choose_below(&mut self, count: u32, fits: impl Fn(&Client) -> bool) -> Option<u32> {
+    /// A random user of these of whom `fits` is true. Counts a miss when they are hardly to be found.
+    fn choose(
+        &mut self,
+        users: Range<u32>,
+        fits: impl Fn(&Client, &Context) -> bool,
+    ) -> Option<u32> {
         for _ in 0..CHOICES_MAX {
-            let index = self.cx.random.u32(0..count);
-            if fits(&self.clients[index as usize]) {
+            let index = self.cx.random.u32(users.clone());
+            if fits(&self.clients[index as usize], &self.cx) {
                 return Some(index);
             }
         }
@@ -289,10 +417,10 @@ impl ChatFleet {
 
     fn dispatch(&mut self, index: u32, target: Target, intended_ns: u64) {
         // The lateness is the generator's own only while the user could have sent in time.
-        let client = &mut self.clients[index as usize];
-        if client.is_ready() {
-            self.cx.record.record(Metric::Late, self.now_ns.saturating_sub(intended_ns));
+        if self.clients[index as usize].is_ready() {
+            self.late(intended_ns);
         }
+        let client = &mut self.clients[index as usize];
         client.send(self.now_ns, &mut self.cx, target, intended_ns);
         self.settle(index);
     }
@@ -324,17 +452,19 @@ impl ChatFleet {
         }
     }
 
-    /// The members of the room: a thread has its part of the first users, as its first ones.
+    /// The members of the room that live on this thread.
     fn members(&self) -> impl Iterator<Item = &Client> {
         let population = &self.cx.population;
-        self.clients.iter().take_while(|client| population.is_room_member(client.user()))
+        let members = population.room_first..population.room_first + population.room_size;
+        let places = locals(&members, self.share.thread, self.share.threads);
+        self.clients[places.start as usize..places.end as usize].iter()
     }
 
     /// Room messages that members still wait for.
     fn room_owed(&self) -> u64 {
         let board = &self.cx.board;
         let written = board.written();
-        let owed = self.members().filter_map(|client| client.owed_by_room(written));
+        let owed = self.members().filter_map(|client| client.owed_by_room(&self.cx, written));
         owed.map(|gap| u64::from(board.certain_in(gap.from, gap.to))).sum()
     }
 
@@ -344,6 +474,7 @@ impl ChatFleet {
             counters: self.cx.record.counters.clone(),
             ready: self.tally.of(Standing::Ready) as u64,
             done: self.tally.of(Standing::Done) as u64,
+            absent: self.tally.of(Standing::Absent) as u64,
             outstanding: self.tally.outstanding,
             away: self.tally.of(Standing::Away) as u64 + self.tally.of(Standing::Leaving) as u64,
             seats: self.cx.seats,
@@ -354,11 +485,20 @@ impl ChatFleet {
         };
         let slot = &self.control.slots[self.share.thread as usize];
         slot.publish(snapshot, |recent| self.cx.record.take_recent(recent));
+        if let Some(start_ns) = slot.wanted_part() {
+            let record = &mut self.cx.record;
+            record.windows.close(&record.counters, self.tally.of(Standing::Ready) as u64);
+            let parts = record.windows.parts().iter();
+            let part = parts.filter(|part| part.start_ns == start_ns).map(Part::total).next();
+            let windows = vec![part.unwrap_or_default()];
+            slot.give_part(Part { start_ns, windows });
+        }
         if slot.is_log_wanted() {
             let mut log: Log = std::mem::take(&mut self.cx.log);
             log.unanswered.extend(self.clients.iter().flat_map(Client::unanswered));
             let written = self.cx.board.written();
-            log.room_owed.extend(self.members().filter_map(|one| one.owed_by_room(written)));
+            log.room_owed
+                .extend(self.members().filter_map(|one| one.owed_by_room(&self.cx, written)));
             slot.give_log(log);
         }
     }
@@ -366,7 +506,10 @@ impl ChatFleet {
 
 impl Fleet for ChatFleet {
     fn advance(&mut self, now_ns: u64) {
-        self.now_ns = now_ns;
+        self.observe(now_ns);
+        let ready = self.tally.of(Standing::Ready) as u64;
+        let record = &mut self.cx.record;
+        record.windows.roll(now_ns, &record.counters, ready);
         let mut due = std::mem::take(&mut self.due);
         self.timers.expire(now_ns, &mut due);
         for index in due.drain(..) {
@@ -374,12 +517,16 @@ impl Fleet for ChatFleet {
             self.settle(index);
         }
         self.due = due;
+        self.advance_visits(now_ns);
         match self.control.phase() {
             Phase::Ramp => self.advance_ramp(now_ns),
             Phase::Hold => {}
             Phase::Load => self.advance_load(now_ns),
             Phase::Settle => {
-                self.cx.flat_out_below = 0;
+                (self.cx.flat_out_below, self.closed_below) = (0, 0);
+                while let Some(index) = self.slow.finish() {
+                    self.actions.push_back(Action::Resume { index });
+                }
                 if self.load.is_some() {
                     // What was due at the very end of the load is still owed.
                     self.advance_load(now_ns);
@@ -409,16 +556,19 @@ impl Fleet for ChatFleet {
     }
 
     fn connected(&mut self, now_ns: u64, index: u32, result: io::Result<()>) {
+        self.observe(now_ns);
         self.clients[index as usize].connected(now_ns, &mut self.cx, result);
         self.settle(index);
     }
 
     fn received(&mut self, now_ns: u64, index: u32, bytes: &mut [u8]) {
+        self.observe(now_ns);
         self.clients[index as usize].received(now_ns, &mut self.cx, bytes);
         self.settle(index);
     }
 
     fn ended(&mut self, now_ns: u64, index: u32) {
+        self.observe(now_ns);
         self.clients[index as usize].ended(now_ns, &mut self.cx);
         self.settle(index);
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{exit::RunError, scenario::Population};
+use crate::{exit::RunError, population::Population};
 
 /// Requests that may be under way at once.
 const WORKERS: u32 = 4;

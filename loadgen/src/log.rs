@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use rustc_hash::FxHashMap;
 
-use crate::scenario::Target;
+use crate::population::Target;
 
 /// A message of this run: its sender's index and a number the sender never uses again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -108,7 +108,7 @@ pub struct RoomGap {
     pub to: u32,
 }
 
-/// What can be wrong with the messages of a run. Each fails the run.
+/// What can be wrong with the messages and sessions of a run. Each fails the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(usize)]
 pub enum FaultKind {
@@ -129,6 +129,8 @@ pub enum FaultKind {
     WrongMessage,
     /// Delivered to somebody who is no recipient.
     Misdelivered,
+    /// Delivered under another sequence than the one it was acknowledged and stored under.
+    WrongSequence,
     /// A room message that a member who stayed connected did not get.
     RoomLost,
     /// A room message that came twice.
@@ -138,6 +140,10 @@ pub enum FaultKind {
     /// A room message to somebody who is no member, of another room or sender, or with another
     /// body.
     RoomWrong,
+    /// A session that the server ended as idle before the time it had named at LOGIN.
+    EarlyIdleClose,
+    /// A heartbeat whose reply came later than allowed.
+    HeartbeatLate,
 }
 
 impl FaultKind {
@@ -151,10 +157,13 @@ impl FaultKind {
         Self::SequenceReused,
         Self::WrongMessage,
         Self::Misdelivered,
+        Self::WrongSequence,
         Self::RoomLost,
         Self::RoomDuplicated,
         Self::RoomOutOfOrder,
         Self::RoomWrong,
+        Self::EarlyIdleClose,
+        Self::HeartbeatLate,
     ];
 
     /// The name in summaries and JSON.
@@ -172,6 +181,9 @@ impl FaultKind {
             Self::RoomDuplicated => "room_duplicated",
             Self::RoomOutOfOrder => "room_out_of_order",
             Self::RoomWrong => "room_wrong",
+            Self::WrongSequence => "wrong_sequence",
+            Self::EarlyIdleClose => "early_idle_close",
+            Self::HeartbeatLate => "heartbeat_late",
         }
     }
 }

@@ -11,12 +11,12 @@ use std::{
 
 use clap::Parser;
 use millrace_loadgen::{
-    chat,
-    cli::{Cli, Command},
+    cli::{Cli, Command, ResultArguments, TargetArguments},
     echo,
     exit::{Exit, RunError},
-    idle,
-    report::Report,
+    live,
+    observe::Observer,
+    output, run as scenarios, subcommands,
 };
 
 #[global_allocator]
@@ -42,34 +42,77 @@ fn main() -> ExitCode {
 }
 
 fn run(command: &Command) -> Result<u8, RunError> {
+    if let Some((text, exit_code)) = without_load(command)? {
+        write_out(&text)?;
+        return Ok(exit_code);
+    }
     let aborted = Arc::new(AtomicBool::new(false));
     abort_on_signals(aborted.clone())?;
-    let (report, result) = match command {
-        Command::Chat(arguments) => (chat::run(arguments, &aborted)?, &arguments.result),
-        Command::Idle(arguments) => (idle::run(arguments, &aborted)?, &arguments.result),
+    let (result, target) = result_and_target(command);
+    let environment = output::environment::of_this_machine();
+    let observer = Observer::start(&result.observe);
+    let report = match command {
+        Command::Run(arguments) => scenarios::run(arguments, &aborted)?,
+        Command::Chat(arguments) => subcommands::run(arguments, &aborted)?,
+        Command::Idle(arguments) => subcommands::run_idle(arguments, &aborted)?,
         Command::Fanout(arguments) => {
-            (chat::run_as("fanout", &arguments.as_chat(), &aborted)?, &arguments.result)
+            subcommands::run_as("fanout", &arguments.as_chat(), &aborted)?
         }
-        Command::Echo(arguments) => (echo::run(arguments, &aborted)?, &arguments.result),
+        Command::Echo(arguments) => echo::run(arguments, &aborted)?,
+        Command::Scenario(_)
+        | Command::Doctor(_)
+        | Command::Plan(_)
+        | Command::Compare(_)
+        | Command::Report(_) => unreachable!("they put no load on anything"),
     };
-    let failed = |what: std::io::Error| RunError::aborted(format!("writing the result: {what}"));
-    std::io::stdout().write_all(report.to_text().as_bytes()).map_err(failed)?;
-    if let Some(path) = &result.json {
-        std::fs::write(path, json(&report)).map_err(failed)?;
+    let observations = observer.finish();
+    write_out(&report.to_text())?;
+    if !result.output.is_empty() {
+        let is_local = target.is_some_and(TargetArguments::is_this_machine);
+        let (json, document) = output::finish(&report, environment, &observations, is_local);
+        output::write(&result.output, &json, &document)?;
     }
     Ok(report.exit_code)
 }
 
-fn json(report: &Report) -> String {
-    let mut text = serde_json::to_string_pretty(report).expect("a report has only string keys");
-    text.push('\n');
-    text
+/// Where the result goes, and what is under load. Only of commands that put load on something.
+fn result_and_target(command: &Command) -> (&ResultArguments, Option<&TargetArguments>) {
+    match command {
+        Command::Run(arguments) => (&arguments.result, Some(&arguments.target)),
+        Command::Chat(arguments) => (&arguments.result, Some(&arguments.target)),
+        Command::Idle(arguments) => (&arguments.result, Some(&arguments.target)),
+        Command::Fanout(arguments) => (&arguments.result, Some(&arguments.target)),
+        Command::Echo(arguments) => (&arguments.result, None),
+        Command::Scenario(_)
+        | Command::Doctor(_)
+        | Command::Plan(_)
+        | Command::Compare(_)
+        | Command::Report(_) => unreachable!("they put no load on anything"),
+    }
+}
+
+/// What the commands that open no connections say, and their exit code; `None` for the others.
+fn without_load(command: &Command) -> Result<Option<(String, u8)>, RunError> {
+    Ok(Some(match command {
+        Command::Scenario(command) => (scenarios::scenario(command)?, Exit::Ok as u8),
+        Command::Doctor(arguments) => arguments.run()?,
+        Command::Plan(arguments) => (arguments.run()?, Exit::Ok as u8),
+        Command::Compare(arguments) => arguments.run()?,
+        Command::Report(arguments) => (arguments.run()?, Exit::Ok as u8),
+        _ => return Ok(None),
+    }))
+}
+
+fn write_out(text: &str) -> Result<(), RunError> {
+    let written = std::io::stdout().write_all(text.as_bytes());
+    written.map_err(|error| RunError::aborted(format!("writing the result: {error}")))
 }
 
 /// The first signal ends the run in order, the second at once.
 fn abort_on_signals(aborted: Arc<AtomicBool>) -> Result<(), RunError> {
     let handler = move || {
         if aborted.swap(true, Ordering::Relaxed) {
+            live::restore();
             std::process::exit(i32::from(Exit::Aborted as u8));
         }
     };

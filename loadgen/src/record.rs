@@ -6,6 +6,8 @@
 use hdrhistogram::Histogram;
 use millrace_protocol::Code;
 
+use crate::windows::Windows;
+
 /// Declares a closed set whose members are indices and have a name.
 macro_rules! table {
     ($(#[$outer:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $label:literal,)+ }) => {
@@ -62,6 +64,14 @@ table! {
         /// From the actual write of the last attempt to the SendReply: what a closed-loop tool
         /// would have reported.
         Service = "service",
+        /// From the first actual write to the arrival at a recipient who was there: the same for a
+        /// delivery.
+        ServiceDelivery = "service_delivery",
+        /// A delivery, from the intended moment, to a user who reads slowly on purpose. In no other
+        /// delivery latency.
+        DeliverySlow = "delivery_slow",
+        /// A frame of a team's own backend: from the intended moment to its reply.
+        Custom = "custom",
         /// The generator's own lateness: from the intended moment to the moment at which it got
         /// round to the message.
         Late = "late",
@@ -107,6 +117,22 @@ table! {
         Heartbeats = "heartbeats",
         /// Of them, those of a closed loop.
         FlatOut = "flat_out",
+        /// Users that a login storm called.
+        Called = "called",
+        /// Sessions that a reconnect storm ended.
+        Stormed = "stormed",
+        /// Frames of a team's own backend written.
+        CustomSent = "custom_sent",
+        /// Of them, those that were answered with their reply.
+        CustomReplies = "custom_replies",
+        /// Of them, those that were answered with ERROR.
+        CustomRefused = "custom_refused",
+        /// Of them, those for which there was no session, or no room in the socket.
+        CustomUnsent = "custom_unsent",
+        /// Of them, those whose connection ended, or that were not answered by the end of the run.
+        CustomUnanswered = "custom_unanswered",
+        /// Frames of a team's own backend that the server sent unasked.
+        CustomReceived = "custom_received",
         /// Messages that the schedule asked for.
         Intended = "intended",
         /// SEND_MESSAGE frames written the first time.
@@ -174,7 +200,8 @@ table! {
     }
 }
 
-const METRICS: usize = Metric::ALL.len();
+/// How many latencies there are.
+pub const METRICS: usize = Metric::ALL.len();
 const COUNTERS: usize = Counter::ALL.len();
 /// One place for each code, and the last for numbers that the table does not know.
 const CODES: usize = Code::ALL.len() + 1;
@@ -231,6 +258,21 @@ impl Counters {
         self.codes.iter().sum()
     }
 
+    /// What they grew by since an earlier state.
+    pub fn since(&self, before: &Self) -> Self {
+        let mut growth = self.clone();
+        let less = |mine: &mut u64, theirs: u64| *mine = mine.saturating_sub(theirs);
+        growth.values.iter_mut().zip(before.values).for_each(|(mine, theirs)| less(mine, theirs));
+        growth.codes.iter_mut().zip(before.codes).for_each(|(mine, theirs)| less(mine, theirs));
+        growth
+    }
+
+    /// Those that are not 0, by label.
+    pub fn present(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let values = Counter::ALL.iter().map(|counter| (counter.label(), self.get(*counter)));
+        values.filter(|(_, value)| *value > 0)
+    }
+
     /// Adds another thread's counters.
     pub fn merge(&mut self, other: &Self) {
         self.values.iter_mut().zip(other.values).for_each(|(mine, theirs)| *mine += theirs);
@@ -238,36 +280,77 @@ impl Counters {
     }
 }
 
+/// What was recorded since somebody last took it, for whoever watches the run.
+#[derive(Clone, Debug)]
+pub struct Recent {
+    /// Latencies of deliveries and echoes.
+    pub latency: Histogram<u64>,
+    /// The generator's own lateness.
+    pub late: Histogram<u64>,
+}
+
+impl Default for Recent {
+    fn default() -> Self {
+        Self { latency: histogram(), late: histogram() }
+    }
+}
+
+impl Recent {
+    /// Moves everything into `into`.
+    pub fn take(&mut self, into: &mut Self) {
+        for (from, into) in
+            [(&mut self.latency, &mut into.latency), (&mut self.late, &mut into.late)]
+        {
+            if !from.is_empty() {
+                into.add(&*from).expect("all histograms have the same bounds");
+                from.reset();
+            }
+        }
+    }
+}
+
 /// Histograms and counters of one thread.
 #[derive(Clone, Debug)]
 pub struct Recorder {
     histograms: Vec<Histogram<u64>>,
-    /// Ack and delivery latencies since somebody last took them, for the progress line.
-    recent: Histogram<u64>,
+    recent: Recent,
     /// The counters.
     pub counters: Counters,
+    /// The same second by second.
+    pub windows: Windows,
+    /// The present moment of the run: where spans end. Whoever records keeps it up.
+    pub now_ns: u64,
 }
 
 impl Default for Recorder {
     fn default() -> Self {
         Self {
             histograms: (0..METRICS).map(|_| histogram()).collect(),
-            recent: histogram(),
+            recent: Recent::default(),
             counters: Counters::default(),
+            windows: Windows::default(),
+            now_ns: 0,
         }
     }
 }
 
 impl Recorder {
-    /// Records a span of `ns` nanoseconds.
+    /// Records a span of `ns` nanoseconds that ends now.
     pub fn record(&mut self, metric: Metric, ns: u64) {
         let us = (ns / 1000).max(1);
         self.histograms[metric as usize].saturating_record(us);
+        self.windows.record(metric, us, self.now_ns.saturating_sub(ns));
         if matches!(
             metric,
-            Metric::DeliverySingle | Metric::DeliveryGroup | Metric::DeliveryRoom | Metric::Echo
+            Metric::DeliverySingle
+                | Metric::DeliveryGroup
+                | Metric::DeliveryRoom
+                | Metric::Custom
+                | Metric::Echo
         ) {
-            self.recent.saturating_record(us);
+            self.recent.latency.saturating_record(us);
+        } else if metric == Metric::Late {
+            self.recent.late.saturating_record(us);
         }
     }
 
@@ -285,12 +368,9 @@ impl Recorder {
         sum
     }
 
-    /// Moves the recent latencies into `into`.
-    pub fn take_recent(&mut self, into: &mut Histogram<u64>) {
-        if !self.recent.is_empty() {
-            into.add(&self.recent).expect("all histograms have the same bounds");
-            self.recent.reset();
-        }
+    /// Moves what is recent into `into`.
+    pub fn take_recent(&mut self, into: &mut Recent) {
+        self.recent.take(into);
     }
 
     /// Adds another thread's records.
@@ -299,6 +379,7 @@ impl Recorder {
             mine.add(theirs).expect("all histograms have the same bounds");
         }
         self.counters.merge(&other.counters);
+        self.windows.merge(&other.windows);
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Room messages are live and not stored, so there is nothing to pull: whether a member got every
 //! message is judged as they arrive, by their number. One user publishes, since order is promised
-//! for one sender.
+//! for one sender: the first member, who never goes away.
 
 use std::{
     collections::BTreeSet,
@@ -12,9 +12,6 @@ use std::{
         atomic::{AtomicU32, Ordering},
     },
 };
-
-/// The user who publishes: the first one, who is a member and never goes away.
-pub const PUBLISHER: u32 = 0;
 
 /// See the module.
 #[derive(Debug, Default)]

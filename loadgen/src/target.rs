@@ -3,7 +3,7 @@
 
 use std::{
     io::{BufRead, BufReader},
-    net::{SocketAddr, ToSocketAddrs},
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
     path::Path,
 };
 
@@ -23,6 +23,8 @@ pub struct Target {
     pub jwt_secret: Option<String>,
     /// Bearer token of the HTTP API.
     pub api_token: Option<String>,
+    /// Where to connect from; empty: the kernel's choice, or as many loopback addresses as it takes.
+    pub source_addresses: Vec<IpAddr>,
 }
 
 impl Target {
@@ -54,6 +56,11 @@ impl Target {
             http: self.http.or(other.http),
             jwt_secret: self.jwt_secret.or(other.jwt_secret),
             api_token: self.api_token.or(other.api_token),
+            source_addresses: if self.source_addresses.is_empty() {
+                other.source_addresses
+            } else {
+                self.source_addresses
+            },
         }
     }
 

@@ -1,6 +1,24 @@
-//! Thresholds: `delivery_p99.9<500ms`, `pulled=0`, `login_max<=2s`.
+//! Thresholds: `delivery_latency p99.9 < 500ms`, `loss = 0`, or shorter `delivery_p99.9<500ms`,
+//! `pulled=0`, `login_max<=2s`.
 
-use crate::cli::parse_duration;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::{
+    cli::parse_duration,
+    log::FaultKind,
+    record::{Counter, Metric},
+};
+
+/// Latencies that are made of others, or come from the run as a whole.
+const MADE: [&str; 3] = ["ack", "delivery", "recovery"];
+
+/// Counts that are made of others.
+const SUMS: [(&str, &[&str]); 4] = [
+    ("loss", &["lost", "room_lost"]),
+    ("duplicates", &["duplicated", "stored_twice", "room_duplicated"]),
+    ("disorder", &["out_of_order", "room_out_of_order"]),
+    ("gaps", &["gap", "sequence_reused", "wrong_sequence"]),
+];
 
 /// What is compared.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +63,34 @@ const COMPARISONS: [(&str, Comparison); 5] = [
     ("=", Comparison::Equal),
 ];
 
+/// Reads `p99.9`, `p(99.9)` or `max`.
+fn percentile(text: &str) -> Option<f64> {
+    if text == "max" {
+        return Some(100.0);
+    }
+    let digits = text.strip_prefix('p')?;
+    let digits = digits.strip_prefix('(').and_then(|d| d.strip_suffix(')')).unwrap_or(digits);
+    digits.parse().ok().filter(|percentile| (0.0..=100.0).contains(percentile))
+}
+
+fn latencies() -> impl Iterator<Item = &'static str> {
+    Metric::ALL.iter().map(|metric| metric.label()).chain(MADE)
+}
+
+fn counts() -> impl Iterator<Item = &'static str> {
+    let faults = FaultKind::ALL.iter().map(|kind| kind.label());
+    let sums = SUMS.iter().map(|(name, _)| *name);
+    sums.chain(faults).chain(Counter::ALL.iter().map(|counter| counter.label()))
+}
+
+impl Measure {
+    /// The counters and kinds of faults that a count is made of.
+    pub fn parts(name: &str) -> Vec<&str> {
+        let sum = SUMS.iter().find(|(known, _)| *known == name);
+        sum.map_or_else(|| vec![name], |(_, parts)| parts.to_vec())
+    }
+}
+
 impl std::str::FromStr for Threshold {
     type Err = String;
 
@@ -55,21 +101,35 @@ impl std::str::FromStr for Threshold {
         let Some((left, right, comparison)) = found else {
             return Err(format!("{text}: write MEASURE<LIMIT, as in delivery_p99.9<500ms"));
         };
-        let (name, percentile) = match left.rsplit_once('_') {
-            Some((name, "max")) => (name, Some(100.0)),
-            Some((name, tail)) => {
-                let digits = tail.strip_prefix('p').and_then(|digits| digits.parse::<f64>().ok());
-                (name, digits.filter(|percentile| (0.0..=100.0).contains(percentile)))
-            }
+        let split = left.split_once(char::is_whitespace).or_else(|| left.rsplit_once('_'));
+        let (name, percentile) = match split {
+            Some((name, tail)) => (name, percentile(tail.trim())),
             None => (left, None),
         };
+        let name = name.strip_suffix("_latency").unwrap_or(name);
         let (measure, limit) = match percentile {
             Some(percentile) => {
+                if !latencies().any(|known| known == name) {
+                    let known: Vec<_> = latencies().collect();
+                    return Err(format!(
+                        "{text}: no latency is called {name}; there are {}",
+                        known.join(", ")
+                    ));
+                }
                 let limit = parse_duration(right)?.as_secs_f64() * 1e6;
                 (Measure::Latency { name: name.to_owned(), percentile }, limit)
             }
             None => {
-                let limit = right.parse().map_err(|_| format!("{right} is not a number"))?;
+                if !counts().any(|known| known == left) {
+                    let known: Vec<_> = counts().collect();
+                    return Err(format!(
+                        "{text}: write LATENCY pNN < TIME, as in delivery_latency p99.9 < 500ms, or \
+                         COUNT = NUMBER with one of {}",
+                        known.join(", ")
+                    ));
+                }
+                let limit =
+                    right.parse().map_err(|_| format!("{text}: {right} is not a number"))?;
                 (Measure::Count(left.to_owned()), limit)
             }
         };
@@ -77,7 +137,36 @@ impl std::str::FromStr for Threshold {
     }
 }
 
+impl<'de> Deserialize<'de> for Threshold {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl Serialize for Threshold {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
 impl Threshold {
+    /// Whether it is about faults, which are found when all records are there, or about recovery: no
+    /// stage knows of them.
+    pub fn is_of_the_whole_run(&self) -> bool {
+        match &self.measure {
+            Measure::Latency { name, .. } => name == "recovery",
+            Measure::Count(name) => {
+                let is_counter = |part: &&str| Counter::ALL.iter().any(|one| one.label() == *part);
+                !Measure::parts(name).iter().all(is_counter)
+            }
+        }
+    }
+
+    /// The limit of a latency, in nanoseconds.
+    pub fn latency_limit_ns(&self) -> Option<u64> {
+        matches!(self.measure, Measure::Latency { .. }).then_some((self.limit * 1000.0) as u64)
+    }
+
     /// Whether the observed value meets the condition.
     pub fn holds(&self, observed: f64) -> bool {
         match self.comparison {
@@ -118,7 +207,30 @@ mod tests {
     }
 
     #[test]
+    fn both_ways_of_writing_mean_the_same() {
+        for (long, short) in [
+            ("delivery_latency p99.9 < 500ms", "delivery_p99.9<500ms"),
+            ("login_latency max <= 2s", "login_max<=2s"),
+            ("ack p(99)<1s", "ack_p99<1s"),
+            ("service_delivery p50 < 1ms", "service_delivery_p50<1ms"),
+        ] {
+            let (long, short) = (parse(long), parse(short));
+            assert_eq!((long.measure, long.limit), (short.measure, short.limit));
+        }
+        assert_eq!(parse("loss = 0").measure, Measure::Count("loss".into()));
+        assert_eq!(Measure::parts("loss"), ["lost", "room_lost"]);
+        assert_eq!(Measure::parts("pulled"), ["pulled"]);
+    }
+
+    #[test]
     fn nonsense_is_refused() {
+        for text in ["delivery", "delivrey_p99<500ms", "puled=0", "delivery p101 < 1s", "loss < 1s"]
+        {
+            let error = text.parse::<Threshold>().expect_err(text);
+            assert!(error.contains(text), "{error}");
+        }
+        let error = "delivrey p99 < 1s".parse::<Threshold>().expect_err("a slip");
+        assert!(error.contains("delivery_single"), "it names what there is: {error}");
         for text in ["", "delivery", "delivery_p99<fast", "pulled<", "delivery_p99=10 apples"] {
             assert!(text.parse::<Threshold>().is_err(), "{text}");
         }

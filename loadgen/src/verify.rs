@@ -12,8 +12,8 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     log::{Ack, FaultKind, Faults, Key, Log, Names, Range, Receipt},
+    population::{Population, Target},
     room::Board,
-    scenario::{Population, Target},
 };
 
 /// Pulls asked for at most in one round; what is missing beyond them waits for the next one.
@@ -163,8 +163,46 @@ impl<'a> Verifier<'a> {
         }
     }
 
+    /// Messages that were acknowledged under one sequence and arrived under another one, under which
+    /// nothing was acknowledged: with the place where they should not be.
+    fn misplaced(&self) -> Vec<(Key, u32, u64)> {
+        let mut unacked: FxHashMap<Key, (u32, u64)> = FxHashMap::default();
+        self.for_each_place(|place| {
+            if place.acks.is_empty() {
+                let keys = place.receipts.iter().map(|receipt| receipt.key);
+                let here = (place.conversation, place.sequence);
+                unacked.extend(keys.filter(|key| *key != Key::FOREIGN).map(|key| (key, here)));
+            }
+        });
+        if unacked.is_empty() {
+            return Vec::new();
+        }
+        let acked = self.acks.iter().filter_map(|ack| {
+            let (conversation, sequence) = *unacked.get(&ack.key)?;
+            Some((ack.key, conversation, sequence))
+        });
+        acked.collect()
+    }
+
+    /// Those of them that are not stored there: the sender was told all that it can have of that
+    /// sequence, and this was not in it. The others are stored twice.
+    fn delivered_elsewhere(&self) -> FxHashMap<(u32, u64), Key> {
+        let misplaced = self.misplaced().into_iter();
+        let is_elsewhere = |(key, conversation, sequence): &(Key, u32, u64)| {
+            let at = (*conversation, *sequence, key.sender());
+            let place = |receipt: &Receipt| (receipt.conversation, receipt.sequence, receipt.user);
+            self.answered.of_user(key.sender(), *conversation, *sequence)
+                && self.receipts.binary_search_by_key(&at, place).is_err()
+        };
+        misplaced
+            .filter(is_elsewhere)
+            .map(|(key, conversation, sequence)| ((conversation, sequence), key))
+            .collect()
+    }
+
     /// What is missing and could be had by pulling: acknowledged messages that a recipient has
-    /// not got, and sequences that nobody has seen (asked from a member of the conversation).
+    /// not got, sequences that nobody has seen (asked from a member of the conversation), and
+    /// messages that arrived under a sequence that was not theirs (asked from their sender).
     /// Whoever has answered is not asked again.
     pub fn repairs(&self) -> Vec<Range> {
         let mut missing: BTreeMap<(u32, u32), Vec<(u64, u64)>> = BTreeMap::new();
@@ -180,6 +218,11 @@ impl<'a> Verifier<'a> {
                 _ => {}
             }
         };
+        for (key, conversation, sequence) in self.misplaced() {
+            if !self.answered.of_user(key.sender(), conversation, sequence) {
+                want(key.sender(), conversation, sequence, sequence);
+            }
+        }
         let mut holes = Holes::default();
         self.for_each_place(|place| {
             if let Some(ack) = place.acks.first() {
@@ -214,7 +257,15 @@ impl<'a> Verifier<'a> {
         let mut places_of: FxHashMap<Key, (u32, u64)> = FxHashMap::default();
         let mut holes = Holes::default();
         let mut last_conversation = None;
+        let elsewhere = self.delivered_elsewhere();
         self.for_each_place(|place| {
+            if let Some(key) = elsewhere.get(&(place.conversation, place.sequence)) {
+                verdict.faults.add(FaultKind::WrongSequence, || {
+                    let id = key.client_message_id(self.population.run);
+                    format!("{}: {id} is stored under another one", self.describe(&place))
+                });
+                return;
+            }
             if holes_apply(&place) && last_conversation != Some(place.conversation) {
                 last_conversation = Some(place.conversation);
                 verdict.conversations += 1;
@@ -404,23 +455,15 @@ mod tests {
     use super::{Verdict, Verifier};
     use crate::{
         log::{Ack, FaultKind, Key, Log, Names, Range, Receipt, RoomGap, Unanswered},
+        population::{Population, Target},
         room::Board,
-        scenario::{Population, Target},
     };
 
     const GROUP: u32 = 0;
     const PAIR: u32 = 1;
 
     fn population() -> Population {
-        Population {
-            users: 10,
-            websocket_share: 0.5,
-            user_prefix: "load".into(),
-            groups: 2,
-            group_size: 4,
-            room_size: 0,
-            run: 7,
-        }
+        Population { groups: 2, group_size: 4, ..Population::uniform(10, 0.5, "load", 7) }
     }
 
     /// A run without fault: thirty messages of group 0 and thirty between users 8 and 9.

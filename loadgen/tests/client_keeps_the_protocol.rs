@@ -7,8 +7,8 @@ use std::{net::SocketAddr, sync::Arc};
 use millrace_loadgen::{
     client::{Client, Context, Endpoint, NS_PER_MS, Settings, Wish},
     log::{FaultKind, Key, Names},
+    population::{Population, Target, Transport},
     record::Counter,
-    scenario::{Population, Target, Transport},
 };
 use millrace_protocol::{
     Code, chat, command,
@@ -38,15 +38,8 @@ impl Bench {
         let address: SocketAddr = "127.0.0.1:1".parse().expect("an address");
         settings.tcp = Some(Endpoint { address, host: "h".into(), path: String::new() });
         change(&mut settings);
-        let population = Population {
-            users: 10,
-            websocket_share: 0.0,
-            user_prefix: "load".into(),
-            groups: 2,
-            group_size: 4,
-            room_size: 0,
-            run: RUN,
-        };
+        let population =
+            Population { groups: 2, group_size: 4, ..Population::uniform(10, 0.0, "load", RUN) };
         let (settings, population) = (Arc::new(settings), Arc::new(population));
         let cx = Context::new(settings, population, Names::default(), Arc::default(), 1, 0);
         Self { client: Client::new(0, Transport::Tcp), cx, now_ns: SECOND, wishes: Vec::new() }
@@ -159,7 +152,7 @@ impl Bench {
 /// A message of user 1 to user 0.
 fn message(sequence: u64) -> chat::Message {
     let key = Key::new(1, sequence as u32);
-    let text = millrace_loadgen::client::Text { key, intended_ns: 1 };
+    let text = millrace_loadgen::client::Text { key, intended_ns: 1, written_ns: 1 };
     chat::Message {
         conversation_id: "c".into(),
         conversation_type: 1,

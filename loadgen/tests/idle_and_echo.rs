@@ -12,8 +12,8 @@ use millrace_loadgen::{
     cli::{Cli, Command},
     echo,
     exit::{Exit, RunError},
-    idle,
     report::Report,
+    subcommands,
 };
 use millrace_protocol::{
     command,
@@ -39,9 +39,9 @@ fn run(line: &str) -> Result<Report, RunError> {
     let cli = Cli::try_parse_from(line.split_whitespace()).expect("valid arguments");
     let aborted = Arc::new(AtomicBool::new(false));
     match cli.command {
-        Command::Idle(arguments) => idle::run(&arguments, &aborted),
+        Command::Idle(arguments) => subcommands::run_idle(&arguments, &aborted),
         Command::Echo(arguments) => echo::run(&arguments, &aborted),
-        Command::Chat(_) | Command::Fanout(_) => panic!("not tested here"),
+        _ => panic!("not tested here"),
     }
 }
 
@@ -203,4 +203,29 @@ fn a_changed_echo_is_found() {
     .expect("a result");
     assert_eq!(report.exit_code, Exit::Failed as u8, "{}", report.to_text());
     assert_eq!(report.counters["echoes_wrong"], 10, "{}", report.to_text());
+}
+
+#[test]
+fn connections_come_from_the_source_addresses_that_were_named() {
+    let (seen, peers) = std::sync::mpsc::channel();
+    let address = listen(move |stream| {
+        seen.send(stream.peer_addr().expect("connected").ip()).expect("the test waits");
+        serve_echo(stream, 0);
+    });
+    let report = run(&format!(
+        "millrace-loadgen echo ws://{address}/ --connections 4 --rate 100 --duration 1s --quiet \
+         --allow-late --source-addresses 127.0.9.1-127.0.9.2"
+    ))
+    .expect("a result");
+    assert_eq!(report.exit_code, 0, "{}", report.to_text());
+    let mut peers: Vec<String> = peers.try_iter().map(|peer| peer.to_string()).collect();
+    peers.sort();
+    // The first connection only asks whether anybody is there.
+    peers.retain(|peer| peer != "127.0.0.1");
+    assert_eq!(peers, ["127.0.9.1", "127.0.9.1", "127.0.9.2", "127.0.9.2"]);
+    let error = run(&format!(
+        "millrace-loadgen echo ws://{address}/ --quiet --source-addresses 192.0.2.77"
+    ))
+    .expect_err("not this machine's");
+    assert_eq!(error.exit, Exit::Preflight);
 }

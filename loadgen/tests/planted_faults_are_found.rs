@@ -10,10 +10,10 @@ use std::{
 
 use clap::Parser;
 use millrace_loadgen::{
-    chat,
     cli::{Cli, Command},
     exit::{Exit, RunError},
     report::Report,
+    subcommands,
 };
 use support::{Plant, Server};
 
@@ -40,7 +40,7 @@ fn run_with(server: &Server, more: &[&str]) -> Result<Report, RunError> {
     }
     let cli = Cli::try_parse_from(line).expect("valid arguments");
     let Command::Chat(arguments) = cli.command else { panic!("not chat") };
-    chat::run(&arguments, &Arc::new(AtomicBool::new(false)))
+    subcommands::run(&arguments, &Arc::new(AtomicBool::new(false)))
 }
 
 fn run(plant: Plant, more: &[&str]) -> (Report, Server) {
@@ -224,7 +224,8 @@ fn a_fanout_is_a_room_of_everybody_and_fails_when_a_message_is_lost() {
         let cli = Cli::try_parse_from(line.split_whitespace()).expect("valid arguments");
         let Command::Fanout(arguments) = cli.command else { panic!("not fanout") };
         let aborted = Arc::new(AtomicBool::new(false));
-        let report = chat::run_as("fanout", &arguments.as_chat(), &aborted).expect("a result");
+        let report =
+            subcommands::run_as("fanout", &arguments.as_chat(), &aborted).expect("a result");
         assert_eq!(report.exit_code, exit_code, "{}", report.to_text());
         let lost = u64::from(plant == Plant::RoomLose);
         assert_eq!(report.counters["room_received"], 20 * 19 - lost, "{}", report.to_text());
@@ -251,8 +252,9 @@ fn faults_of_a_room_are_found_under_their_names() {
         let report = run_with(&server, &ROOM).expect("a result");
         assert_eq!(report.exit_code, Exit::Failed as u8, "{plant:?}\n{}", report.to_text());
         let faults = &report.verification.as_ref().expect("verified").faults;
-        let found: Vec<_> = faults.iter().filter(|(_, count)| **count > 0).collect();
-        assert_eq!(found, [(&kind, &1)], "{plant:?}\n{}", report.to_text());
+        let found = faults.iter().filter(|(_, count)| **count > 0);
+        let found: Vec<_> = found.map(|(kind, count)| (kind.as_str(), *count)).collect();
+        assert_eq!(found, [(kind, 1)], "{plant:?}\n{}", report.to_text());
     }
 }
 
@@ -295,7 +297,7 @@ fn what_is_wrong_before_the_run_has_its_own_exit_codes() {
     );
     let cli = Cli::try_parse_from(line.split(' ')).expect("valid arguments");
     let Command::Chat(arguments) = cli.command else { panic!("not chat") };
-    let unreachable =
-        chat::run(&arguments, &Arc::new(AtomicBool::new(false))).expect_err("nobody listens");
+    let unreachable = subcommands::run(&arguments, &Arc::new(AtomicBool::new(false)))
+        .expect_err("nobody listens");
     assert_eq!(unreachable.exit, Exit::Preflight, "{unreachable}");
 }

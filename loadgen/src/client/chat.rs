@@ -67,7 +67,7 @@ impl Client {
             JOIN_REPLY | ROOM_REPLY => self.room_reply(now_ns, cx, header.request_id, body),
             command::ROOM_MESSAGE => self.room_message(now_ns, cx, body),
             command::NOTICE | command::TYPING => true,
-            _ => false,
+            _ => self.custom_frame(now_ns, cx, header),
         }
     }
 
@@ -104,7 +104,8 @@ impl Client {
 
     fn write_message(&mut self, now_ns: u64, cx: &mut Context, entry: Outgoing) {
         let key = Key::new(self.user, entry.counter);
-        let text = Text { key, intended_ns: entry.intended_ns };
+        let written_ns = if entry.writes > 0 { entry.written_ns } else { now_ns };
+        let text = Text { key, intended_ns: entry.intended_ns, written_ns };
         let mut message = chat::SendMessage {
             client_message_id: key.client_message_id(cx.population.run),
             r#type: TYPE_TEXT,
@@ -128,6 +129,7 @@ impl Client {
         let until_ns = now_ns + timeout_ns + cx.random.u64(0..=timeout_ns / 2);
         if let Some(entry) = self.busy().outbox.get_mut(entry.counter) {
             entry.awaited_until_ns = until_ns;
+            entry.written_ns = written_ns;
             entry.writes += 1;
         }
         self.look_at_outbox(until_ns);
@@ -222,6 +224,7 @@ impl Client {
                 self.pull_failed(now_ns, cx, conversation);
             }
             Request::Join | Request::Publish { .. } => self.room_refused(now_ns, cx, pending),
+            Request::Custom { .. } => cx.record.counters.add(Counter::CustomRefused),
             Request::Acknowledged { .. } | Request::Login => {}
         }
     }
@@ -367,13 +370,20 @@ impl Client {
         }
         let is_group = message.conversation_type == 2;
         let intended_ns = text.map_or(now_ns, |text| text.intended_ns);
+        let reads_slowly = cx.population.part(user).slow_reader_pause_ms > 0;
         // What was meant before this session began waited for the user, not for the server.
         let metric = match (self.is_ready() && intended_ns < self.stage_since_ns, is_group) {
             (true, _) => Metric::DeliveryOffline,
+            (false, _) if reads_slowly => Metric::DeliverySlow,
             (false, true) => Metric::DeliveryGroup,
             (false, false) => Metric::DeliverySingle,
         };
         cx.record.record(metric, now_ns.saturating_sub(intended_ns));
+        if let Some(text) = text
+            && matches!(metric, Metric::DeliveryGroup | Metric::DeliverySingle)
+        {
+            cx.record.record(Metric::ServiceDelivery, now_ns.saturating_sub(text.written_ns));
+        }
     }
 
     // --- acknowledging and pulling ---------------------------------------------------------

@@ -9,9 +9,10 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use super::NS_PER_MS;
 use crate::{
     log::{Log, Names},
+    population::{Population, Transport},
     record::Recorder,
     room::Board,
-    scenario::{Population, Transport},
+    scenario::plan::CustomFrame,
 };
 
 /// Different errors kept in words.
@@ -28,6 +29,49 @@ pub struct Endpoint {
     pub path: String,
 }
 
+/// Makes the users' tokens.
+#[derive(Clone)]
+pub struct Tokens {
+    header: Header,
+    key: EncodingKey,
+    issuer: Option<String>,
+    audience: Option<String>,
+}
+
+impl Tokens {
+    /// Tokens signed with a shared secret, with no more in them than they need.
+    pub fn hs256(secret: &[u8]) -> Self {
+        let header = Header::new(Algorithm::HS256);
+        Self { header, key: EncodingKey::from_secret(secret), issuer: None, audience: None }
+    }
+
+    /// Tokens with this header, key, `iss` and `aud`.
+    pub fn new(
+        header: Header,
+        key: EncodingKey,
+        issuer: Option<String>,
+        audience: Option<String>,
+    ) -> Self {
+        Self { header, key, issuer, audience }
+    }
+
+    /// A token for a user that expires then.
+    ///
+    /// # Errors
+    /// The key does not fit the algorithm.
+    pub fn sign(&self, user_id: &str, exp: u64) -> Result<String, jsonwebtoken::errors::Error> {
+        let (iss, aud) = (self.issuer.as_deref(), self.audience.as_deref());
+        jsonwebtoken::encode(&self.header, &Claims { sub: user_id, exp, iss, aud }, &self.key)
+    }
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // No secret in a log.
+        f.debug_struct("Tokens").field("header", &self.header).finish_non_exhaustive()
+    }
+}
+
 /// How the clients behave.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -35,12 +79,17 @@ pub struct Settings {
     pub tcp: Option<Endpoint>,
     /// The WebSocket listener, if any user comes that way.
     pub websocket: Option<Endpoint>,
-    /// HS256 secret that the development tokens are signed with.
-    pub jwt_secret: String,
+    /// How the users' tokens are made.
+    pub tokens: Tokens,
     /// Unix time at which the tokens expire, in seconds.
     pub tokens_expire_at_s: u64,
     /// Smallest length of a message's text.
     pub message_bytes: usize,
+    /// Frames of a team's own backend, by number.
+    pub custom: Vec<CustomFrame>,
+    /// A heartbeat answered later than this is a fault; 0: than the interval that LOGIN named, and than
+    /// 5 s.
+    pub heartbeat_reply_max_ns: u64,
     /// Send heartbeats; without them the server is expected to end the connection.
     pub heartbeats: bool,
     /// Logic or gateway are expected to be killed: a redelivery on a live connection is then
@@ -86,9 +135,11 @@ impl Settings {
         Self {
             tcp: None,
             websocket: None,
-            jwt_secret: jwt_secret.to_owned(),
+            tokens: Tokens::hs256(jwt_secret.as_bytes()),
             tokens_expire_at_s,
             message_bytes: 100,
+            custom: Vec::new(),
+            heartbeat_reply_max_ns: 0,
             heartbeats: true,
             expect_faults: false,
             reconnect: true,
@@ -195,7 +246,6 @@ pub struct Context {
     pub is_verifying: bool,
     /// The first few errors in words, each once; the counters have the numbers.
     pub errors: Vec<String>,
-    token_key: EncodingKey,
     /// Unix time of nanosecond 0 of the run, in milliseconds.
     unix_ms_at_start: i64,
 }
@@ -204,6 +254,10 @@ pub struct Context {
 struct Claims<'a> {
     sub: &'a str,
     exp: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    iss: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aud: Option<&'a str>,
 }
 
 impl Context {
@@ -217,7 +271,6 @@ impl Context {
         unix_ms_at_start: i64,
     ) -> Self {
         Self {
-            token_key: EncodingKey::from_secret(settings.jwt_secret.as_bytes()),
             settings,
             population,
             names,
@@ -243,11 +296,10 @@ impl Context {
         }
     }
 
-    /// A development token for a user.
+    /// A token for a user.
     pub fn token(&self, user_id: &str) -> String {
-        let claims = Claims { sub: user_id, exp: self.settings.tokens_expire_at_s };
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.token_key)
-            .expect("HS256 signs any claims with any secret")
+        let exp = self.settings.tokens_expire_at_s;
+        self.settings.tokens.sign(user_id, exp).expect("the key was tried before the run")
     }
 
     /// Unix time in milliseconds at a moment of the run.

@@ -10,9 +10,11 @@
 //! - `room`: the live room
 //! - `wire`, `outbox`, `conversation`, `text`, `context`: what these two stand on
 
+mod away;
 mod chat;
 mod context;
 mod conversation;
+mod custom;
 mod outbox;
 mod room;
 mod session;
@@ -23,9 +25,9 @@ use std::net::SocketAddr;
 
 use millrace_protocol::{Code, command, frame::Flags};
 
-pub use context::{Context, Endings, Endpoint, Settings};
+pub use away::Manner;
+pub use context::{Context, Endings, Endpoint, Settings, Tokens};
 pub use outbox::OUTBOX_MAX;
-pub use session::Manner;
 pub use text::Text;
 
 use conversation::Conversation;
@@ -34,9 +36,9 @@ use wire::Wire;
 
 use crate::{
     log::{Key, Unanswered},
+    population::{Target, Transport},
     record::Counter,
     room::Seat,
-    scenario::{Target, Transport},
 };
 
 /// Nanoseconds in a millisecond.
@@ -104,6 +106,10 @@ enum Request {
     },
     /// The room.
     Join,
+    /// A frame of a team's own backend.
+    Custom {
+        intended_ns: u64,
+    },
     /// A message to the room.
     Publish {
         number: u32,
@@ -116,6 +122,8 @@ enum Request {
 pub enum Standing {
     /// No connection yet, or waiting to come back after a lost one.
     Waiting,
+    /// No connection, and none wanted before somebody calls.
+    Absent,
     /// Waiting to come back after having gone by itself.
     Away,
     /// A connection is being made.
@@ -251,6 +259,7 @@ impl Client {
     /// Where the client stands.
     pub fn standing(&self) -> Standing {
         match self.stage {
+            Stage::Waiting if self.due_ns == u64::MAX => Standing::Absent,
             Stage::Waiting if self.away => Standing::Away,
             Stage::Waiting => Standing::Waiting,
             Stage::Connecting | Stage::Upgrading | Stage::LoggingIn => Standing::Connecting,
@@ -336,11 +345,17 @@ impl Client {
         }
     }
 
-    /// Sends a heartbeat now, unless one waits for its answer.
-    pub fn beat(&mut self, now_ns: u64, cx: &mut Context) {
-        if self.stage == Stage::Ready && self.mark_ns == 0 && self.may_write() {
+    /// Whether a heartbeat can be sent now: none waits for its answer.
+    pub fn may_beat(&self) -> bool {
+        self.stage == Stage::Ready && self.mark_ns == 0 && self.may_write()
+    }
+
+    /// Sends a heartbeat that was meant then, unless one waits for its answer.
+    pub fn beat(&mut self, now_ns: u64, intended_ns: u64, cx: &mut Context) {
+        debug_assert!(intended_ns <= now_ns, "nothing is sent before its time");
+        if self.may_beat() {
             self.write(cx, command::HEARTBEAT, Flags::NONE, &[]);
-            self.mark_ns = now_ns;
+            self.mark_ns = intended_ns;
         }
     }
 
@@ -401,6 +416,7 @@ impl Client {
     /// A new message of the schedule. It is written at once, or as soon as there is a session.
     pub fn send(&mut self, now_ns: u64, cx: &mut Context, target: Target, intended_ns: u64) {
         cx.record.counters.add(Counter::Intended);
+        cx.record.windows.meant(intended_ns);
         let counter = self.next_counter;
         if !self.busy().outbox.push(counter, target, intended_ns) {
             cx.record.counters.add(Counter::OutboxFull);

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use crate::scenario::Target;
+use crate::population::Target;
 
 /// Unacknowledged messages a user; beyond it new ones are shed and counted.
 pub const OUTBOX_MAX: usize = 1024;
@@ -19,6 +19,8 @@ pub struct Outgoing {
     pub target: Target,
     /// When the schedule wanted it sent.
     pub intended_ns: u64,
+    /// When it was first written, on any connection.
+    pub written_ns: u64,
     /// Until when its answer is awaited; 0: it is not on its way on this connection.
     pub awaited_until_ns: u64,
     /// Not to be written before this moment.
@@ -52,6 +54,7 @@ impl Outbox {
             counter,
             target,
             intended_ns,
+            written_ns: 0,
             awaited_until_ns: 0,
             not_before_ns: 0,
             writes: 0,
@@ -111,7 +114,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::{OUTBOX_MAX, Outbox};
-    use crate::scenario::Target;
+    use crate::population::Target;
 
     #[test]
     fn a_full_outbox_refuses_and_keeps_what_it_has() {

@@ -7,7 +7,7 @@ use super::{Client, Context, NS_PER_MS, Pending, Request, Text};
 use crate::{
     log::{FaultKind, Key, RoomGap},
     record::{Counter, Metric},
-    room::{Arrival, PUBLISHER},
+    room::Arrival,
 };
 
 /// Text messages (type 1).
@@ -43,7 +43,7 @@ impl Client {
             return;
         }
         let number = cx.board.next();
-        let text = Text { key: Key::new(self.user, number), intended_ns };
+        let text = Text { key: Key::new(self.user, number), intended_ns, written_ns: now_ns };
         let message = chat::RoomMessage {
             room_id: cx.population.room_id(),
             r#type: TYPE_TEXT,
@@ -117,13 +117,13 @@ impl Client {
         let Ok(message) = chat::RoomMessage::decode(body) else { return false };
         let user = self.user;
         let text = Text::parse(&message.body).filter(|text| {
-            text.key.sender() == PUBLISHER
+            cx.population.is_publisher(text.key.sender())
                 && text.key.counter() > 0
-                && cx.population.user_index(&message.sender_id) == Some(PUBLISHER)
+                && cx.population.user_index(&message.sender_id) == Some(text.key.sender())
                 && cx.population.is_room(&message.room_id)
         });
         // What crosses our LOGOUT, and an echo to the publisher, are nobody's fault.
-        let is_excused = !self.is_ready() || user == PUBLISHER;
+        let is_excused = !self.is_ready() || cx.population.is_publisher(user);
         if text.is_some() && is_excused {
             return true;
         }
@@ -158,9 +158,9 @@ impl Client {
     }
 
     /// Room messages up to `written` that must still arrive here.
-    pub fn owed_by_room(&self, written: u32) -> Option<RoomGap> {
+    pub fn owed_by_room(&self, cx: &Context, written: u32) -> Option<RoomGap> {
         // The publisher does not hear itself.
-        let seat = self.seat.as_ref().filter(|_| self.user != PUBLISHER)?;
+        let seat = self.seat.as_ref().filter(|_| !cx.population.is_publisher(self.user))?;
         let (from, to) = seat.owed(written)?;
         Some(RoomGap { user: self.user, from, to })
     }

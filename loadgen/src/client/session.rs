@@ -17,9 +17,9 @@ use super::{
     wire::{self, Event, Wire},
 };
 use crate::{
+    log::FaultKind,
+    population::Transport,
     record::{Counter, Metric},
-    room::PUBLISHER,
-    scenario::Transport,
 };
 
 /// A LOGIN that found no logic is sent again after at least this …
@@ -27,21 +27,12 @@ const LOGIN_WAIT_NS_MIN: u64 = 500 * NS_PER_MS;
 /// … and at most twice this, unless the refusal asks for more.
 const LOGIN_WAIT_NS_MAX: u64 = 4_000 * NS_PER_MS;
 
-/// How a user goes for a while.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Manner {
-    /// LOGOUT, and the server closes.
-    LogOut,
-    /// A WebSocket close frame without LOGOUT, as when a page is left; on TCP the same as `Abrupt`.
-    CloseFrame,
-    /// The connection is closed without a word.
-    Abrupt,
-}
-
-impl Manner {
-    /// Every one.
-    pub const ALL: [Self; 3] = [Self::LogOut, Self::CloseFrame, Self::Abrupt];
-}
+/// A heartbeat that is answered within this is in no case late: the protocol's interval, for servers that
+/// name a much shorter one.
+const HEARTBEAT_LATE_NS_MIN: u64 = 5_000 * NS_PER_MS;
+/// A server may count a client's silence from a moment this much before the client's own, which is
+/// that of handing the bytes to the kernel.
+const EARLY_NS: u64 = 250 * NS_PER_MS;
 
 impl Client {
     /// Wants a connection now. The run's ramp calls it once for every user.
@@ -52,7 +43,50 @@ impl Client {
         self.connect(now_ns, cx);
     }
 
-    fn connect(&mut self, now_ns: u64, cx: &Context) {
+    fn beats(&self, cx: &Context) -> bool {
+        cx.settings.heartbeats && cx.population.part(self.user).heartbeats
+    }
+
+    /// The oldest heartbeat without an answer has got one.
+    fn heartbeat_answered(&mut self, now_ns: u64, cx: &mut Context) {
+        let took_ns = now_ns - self.mark_ns;
+        cx.record.record(Metric::Heartbeat, took_ns);
+        let allowed_ns = match cx.settings.heartbeat_reply_max_ns {
+            0 => self.heartbeat_interval_ns().max(HEARTBEAT_LATE_NS_MIN),
+            allowed_ns => allowed_ns,
+        };
+        let reads_slowly = cx.population.part(self.user).slow_reader_pause_ms > 0;
+        if took_ns > allowed_ns && !reads_slowly && !cx.settings.expect_faults {
+            let user = self.user;
+            cx.log.faults.add(FaultKind::HeartbeatLate, || {
+                let ms = |ns: u64| ns / NS_PER_MS;
+                format!(
+                    "user {user}: answered after {} ms, {} are allowed",
+                    ms(took_ns),
+                    ms(allowed_ns)
+                )
+            });
+        }
+    }
+
+    /// The session ended. A server that calls it idle must have waited as long as it said.
+    fn judge_end(&self, silence_ns: u64, cx: &mut Context) {
+        let idle_timeout_ns = u64::from(self.idle_timeout_ms) * NS_PER_MS;
+        let was_early = silence_ns + EARLY_NS < idle_timeout_ns;
+        if self.end_reason == Some(Code::IdleTimeout) && was_early && !cx.settings.expect_faults {
+            let user = self.user;
+            cx.log.faults.add(FaultKind::EarlyIdleClose, || {
+                let ms = |ns: u64| ns / NS_PER_MS;
+                format!(
+                    "user {user}: ended as idle after {} ms of silence, login named {} ms",
+                    ms(silence_ns),
+                    ms(idle_timeout_ns)
+                )
+            });
+        }
+    }
+
+    pub(super) fn connect(&mut self, now_ns: u64, cx: &Context) {
         let endpoint = cx.settings.endpoint(self.transport).map(|endpoint| endpoint.address);
         let elsewhere = self.busy.as_mut().and_then(|busy| busy.elsewhere.take());
         let Some(address) = elsewhere.or(endpoint) else {
@@ -66,7 +100,7 @@ impl Client {
         self.busy().wish = Some(Wish::Connect(address));
     }
 
-    fn enter(&mut self, stage: Stage, now_ns: u64) {
+    pub(super) fn enter(&mut self, stage: Stage, now_ns: u64) {
         self.stage = stage;
         self.stage_since_ns = now_ns;
         self.due_ns = u64::MAX;
@@ -104,7 +138,7 @@ impl Client {
             token: cx.token(&user_id),
             device_id: format!("{user_id}-device"),
             user_id,
-            platform: "loadgen".to_owned(),
+            platform: cx.population.platform(self.user).to_owned(),
             client_version: env!("CARGO_PKG_VERSION").to_owned(),
             timestamp_ms: cx.unix_ms(now_ns),
             nonce: format!("{:016x}", cx.random.u64(..)),
@@ -175,11 +209,11 @@ impl Client {
             HEARTBEAT_REPLY => {
                 cx.record.counters.add(Counter::Heartbeats);
                 if self.mark_ns > 0 {
-                    cx.record.record(Metric::Heartbeat, now_ns - self.mark_ns);
+                    self.heartbeat_answered(now_ns, cx);
                     self.mark_ns = 0;
                     if self.user < cx.flat_out_below {
                         cx.record.counters.add(Counter::FlatOut);
-                        self.beat(now_ns, cx);
+                        self.beat(now_ns, now_ns, cx);
                     }
                 }
                 true
@@ -247,7 +281,7 @@ impl Client {
         // The first beat falls anywhere in the interval, so that users who logged in together
         // do not beat together.
         let interval_ns = self.heartbeat_interval_ns();
-        self.due_ns = if cx.settings.heartbeats {
+        self.due_ns = if self.beats(cx) {
             now_ns + cx.random.u64(interval_ns / 10..=interval_ns)
         } else {
             u64::MAX
@@ -343,7 +377,9 @@ impl Client {
             Stage::Ready if leave.is_none() => {
                 cx.record.counters.add(Counter::ConnectionsLost);
                 let label = self.end_reason.map_or("none", Code::label);
-                cx.endings.add(now_ns - self.last_written_ns, label);
+                let silence_ns = now_ns - self.last_written_ns;
+                cx.endings.add(silence_ns, label);
+                self.judge_end(silence_ns, cx);
             }
             _ => {}
         }
@@ -356,7 +392,7 @@ impl Client {
         }
     }
 
-    fn forget_connection(&mut self, cx: &mut Context) {
+    pub(super) fn forget_connection(&mut self, cx: &mut Context) {
         self.wire = Wire::Closed;
         self.output = Vec::new();
         if let Some(busy) = &mut self.busy {
@@ -364,6 +400,7 @@ impl Client {
                 match pending.what {
                     Request::Pull { .. } => cx.pulls_outstanding -= 1,
                     Request::Publish { number, .. } => cx.board.doubt(number),
+                    Request::Custom { .. } => cx.record.counters.add(Counter::CustomUnanswered),
                     _ => {}
                 }
             }
@@ -380,11 +417,12 @@ impl Client {
     /// delay the server asked for.
     fn come_back(&mut self, now_ns: u64, cx: &mut Context) {
         let settings = &cx.settings;
+        let reconnects = settings.reconnect && cx.population.part(self.user).reconnects;
         let stay =
             self.end_reason.is_some_and(|code| code.after() == After::Stay && code != Code::Ok);
         self.failures += 1;
-        if !settings.reconnect || stay || self.failures > settings.reconnects_max {
-            if settings.reconnect {
+        if !reconnects || stay || self.failures > settings.reconnects_max {
+            if reconnects {
                 cx.record.counters.add(Counter::GaveUp);
             }
             self.stage = Stage::Done;
@@ -398,54 +436,16 @@ impl Client {
         self.connect_later(now_ns, wait);
     }
 
-    fn connect_later(&mut self, now_ns: u64, wait_ns: u64) {
+    pub(super) fn connect_later(&mut self, now_ns: u64, wait_ns: u64) {
         self.enter(Stage::Waiting, now_ns);
         self.due_ns = now_ns + wait_ns;
-    }
-
-    /// Whether the user may go for a while: nothing of its own is on its way, so that its absence
-    /// is in nobody's latency.
-    pub fn may_step_away(&self) -> bool {
-        let is_publisher = self.seat.is_some() && self.user == PUBLISHER;
-        let is_idle = self.busy.as_ref().is_none_or(|busy| {
-            busy.outbox.len() == 0 && busy.pending.is_empty() && busy.leave.is_none()
-        });
-        self.is_ready() && is_idle && !is_publisher
-    }
-
-    /// Ends the session by itself, in one of the ways in which people do, and comes back later.
-    pub fn step_away(&mut self, now_ns: u64, cx: &mut Context, manner: Manner) {
-        cx.record.counters.add(Counter::Churned);
-        self.away = true;
-        let farewell = match manner {
-            Manner::LogOut => {
-                self.write(cx, command::LOGOUT, Flags::NONE, &[]);
-                self.enter(Stage::LoggingOut, now_ns);
-                self.leave_room(cx);
-                return;
-            }
-            // 1001: the page is left.
-            Manner::CloseFrame if self.transport == Transport::WebSocket => {
-                wire::close_frame(&mut cx.random, 1001)
-            }
-            Manner::CloseFrame | Manner::Abrupt => Vec::new(),
-        };
-        self.busy().wish = Some(Wish::Close { farewell });
-        self.forget_connection(cx);
-        self.stay_away(now_ns, cx);
-    }
-
-    fn stay_away(&mut self, now_ns: u64, cx: &mut Context) {
-        let (min, max) = cx.settings.away_ns;
-        let wait_ns = cx.random.u64(min..=max.max(min));
-        // A moment at least, so that the old connection is let go of first.
-        self.connect_later(now_ns, wait_ns.max(NS_PER_MS));
     }
 
     /// Ends the session in good order. Messages still unanswered are counted and forgotten.
     pub fn finish(&mut self, now_ns: u64, cx: &mut Context) {
         cx.record.counters.add_many(Counter::Unanswered, self.outstanding() as u64);
         self.busy().outbox = super::Outbox::default();
+        self.forget_custom(cx);
         self.away = false;
         match self.stage {
             Stage::Ready => {
@@ -464,7 +464,7 @@ impl Client {
 
     /// When a silent server is given up. Without heartbeats nothing is owed to us.
     pub(super) fn idle_due_ns(&self, cx: &Context) -> u64 {
-        if cx.settings.heartbeats {
+        if self.beats(cx) {
             self.last_received_ns + u64::from(self.idle_timeout_ms) * NS_PER_MS
         } else {
             u64::MAX
@@ -523,7 +523,11 @@ impl Client {
             let in_loop = self.user < cx.flat_out_below && self.mark_ns > 0;
             if self.may_write() && !in_loop {
                 self.write(cx, command::HEARTBEAT, Flags::NONE, &[]);
-                self.mark_ns = now_ns;
+                // One that still waits for its answer keeps its moment: else a server that is slow to
+                // answer would never look slower than the interval.
+                if self.mark_ns == 0 {
+                    self.mark_ns = now_ns;
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use millrace_protocol::{
     websocket::{self, Limits, Message, MessageReader, Opcode, Role},
 };
 
-use crate::scenario::Transport;
+use crate::population::Transport;
 
 const SUBPROTOCOL: &str = "millrace.v1";
 const LIMITS: Limits =

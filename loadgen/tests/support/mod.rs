@@ -1,6 +1,7 @@
-//! A small chat server of the tests: the protocol from the server's side, in memory, with faults
-//! to plant. [`Model`] is the chat without I/O; [`Server`] puts it behind real listeners with a
-//! thread a connection.
+//! A small chat server that does wrong on purpose: the protocol from the server's side, in memory,
+//! with faults to plant. [`Model`] is the chat without I/O; [`Server`] puts it behind real listeners
+//! with a thread a connection. The tests start it beside the generator; `examples/faulty-server.rs` is
+//! the same as a program.
 
 #![allow(dead_code, reason = "every test file uses its own part")]
 
@@ -12,7 +13,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use millrace_protocol::{
@@ -40,6 +41,13 @@ pub enum Plant {
     SkipSequence,
     /// It is stored under two sequences, as after a retry without deduplication.
     StoreTwice,
+    /// It is delivered under another sequence than the one it is stored under.
+    WrongSequence,
+    /// The connection of whoever sends the heartbeat with this number is ended as idle.
+    EarlyIdleClose,
+    /// The heartbeat with this number is answered with the sixth after it, of the same user: that
+    /// is six seconds later.
+    LateHeartbeat,
     /// It is delivered under the id of another message.
     WrongId,
     /// It is delivered to somebody else, too.
@@ -69,6 +77,25 @@ pub enum Plant {
     RoomStranger,
 }
 
+impl Plant {
+    /// The faults that have a name on the command line.
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "lost" => Self::Lose,
+            "duplicated" => Self::Duplicate,
+            "reordered" => Self::Reorder,
+            "wrong-sequence" => Self::WrongSequence,
+            "gap" => Self::SkipSequence,
+            "stored-twice" => Self::StoreTwice,
+            "wrong-id" => Self::WrongId,
+            "misdelivered" => Self::Misdeliver,
+            "early-idle-close" => Self::EarlyIdleClose,
+            "late-heartbeat" => Self::LateHeartbeat,
+            _ => return None,
+        })
+    }
+}
+
 /// A frame for a user.
 pub struct Out {
     pub user: String,
@@ -94,11 +121,14 @@ pub struct Model {
     reply_held_back: Option<Out>,
     /// How often each message was refused.
     refused: HashMap<String, u32>,
+    /// Whose heartbeat is not answered yet, and the replies that wait.
+    late_heartbeats: Option<(String, Vec<Vec<u8>>)>,
     pub cut: bool,
     pub cut_one: Option<String>,
     pub stall: Option<Duration>,
     pub heartbeats: u64,
     pub logins: u64,
+    pub last_token: Option<String>,
     pub sends: u64,
     pub retransmissions: u64,
     pub acks: u64,
@@ -128,11 +158,13 @@ impl Model {
             held_back: None,
             reply_held_back: None,
             refused: HashMap::new(),
+            late_heartbeats: None,
             cut: false,
             cut_one: None,
             stall: None,
             heartbeats: 0,
             logins: 0,
+            last_token: None,
             sends: 0,
             retransmissions: 0,
             acks: 0,
@@ -160,6 +192,7 @@ impl Model {
             body_bytes_max: 65536,
             ..session::LoginReply::default()
         };
+        self.last_token = Some(login.token);
         (login.user_id, frame(command::reply(command::LOGIN), request_id, &reply))
     }
 
@@ -177,7 +210,28 @@ impl Model {
                     request_id,
                     &[],
                 );
-                to_self(out)
+                if self.plant == Plant::EarlyIdleClose && self.heartbeats == self.at {
+                    self.cut_one = Some(user.to_owned());
+                    let error = session::Error { code: 12, ..Default::default() };
+                    return to_self(frame(command::ERROR, 0, &error));
+                }
+                if self.plant == Plant::LateHeartbeat && self.heartbeats == self.at {
+                    self.late_heartbeats = Some((user.to_owned(), Vec::new()));
+                }
+                match &mut self.late_heartbeats {
+                    Some((late, replies)) if late == user && replies.len() < 6 => {
+                        replies.push(out);
+                        Vec::new()
+                    }
+                    Some((late, replies)) if late == user => {
+                        replies.push(out);
+                        let replies = std::mem::take(replies);
+                        self.late_heartbeats = None;
+                        let user = user.to_owned();
+                        replies.into_iter().map(|frame| Out { user: user.clone(), frame }).collect()
+                    }
+                    _ => to_self(out),
+                }
             }
             command::SEND_MESSAGE => {
                 if header.flags.contains(Flags::RETRANSMISSION) {
@@ -216,6 +270,12 @@ impl Model {
             command::ROOM_MESSAGE => {
                 let message = chat::RoomMessage::decode(body).expect("a ROOM_MESSAGE");
                 self.publish(user, request_id, message)
+            }
+            // A team's own frames: answered with their body.
+            other @ 0x0300..0x0400 => {
+                let mut out = Vec::new();
+                frame::write(&mut out, command::reply(other), Flags::NONE, request_id, body);
+                to_self(out)
             }
             other => panic!("the client sent command {other:#06x}"),
         }
@@ -405,6 +465,7 @@ impl Model {
                         self.held_back = Some((recipient.clone(), message));
                         continue;
                     }
+                    Plant::WrongSequence if first => message.sequence += 1000,
                     Plant::WrongId if first => {
                         let (head, number) =
                             message.client_message_id.rsplit_once('-').expect("an id of ours");
@@ -452,19 +513,16 @@ struct Shared {
 
 struct Writer {
     stream: TcpStream,
+    /// Whose end it is: read while the connection stands, since a broken one has none.
+    peer: Option<SocketAddr>,
     websocket: bool,
 }
 
 impl Shared {
     /// A connection ended. Its user is away, unless another connection has taken over.
-    fn ended(&mut self, stream: &TcpStream, user: Option<&String>) {
-        let peer = stream.peer_addr().ok();
+    fn ended(&mut self, peer: Option<SocketAddr>, user: Option<&String>) {
         let Some(user) = user else { return };
-        let is_current = self
-            .writers
-            .get(user)
-            .is_some_and(|writer| peer.is_none() || writer.stream.peer_addr().ok() == peer);
-        if is_current {
+        if self.writers.get(user).is_some_and(|writer| writer.peer == peer) {
             self.writers.remove(user);
             self.model.leave(user);
         }
@@ -484,10 +542,23 @@ impl Writer {
     }
 }
 
+/// A time in which nobody was served, by the wall clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Stall {
+    pub from_unix_us: i64,
+    pub to_unix_us: i64,
+}
+
+fn unix_us() -> i64 {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    unix.as_micros() as i64
+}
+
 /// The model behind a TCP, a WebSocket and an HTTP listener on loopback.
 pub struct Server {
     shared: Arc<Mutex<Shared>>,
     stopped: Arc<AtomicBool>,
+    stalls: Arc<Mutex<Vec<Stall>>>,
     pub tcp: SocketAddr,
     pub websocket: SocketAddr,
     pub http: SocketAddr,
@@ -521,7 +592,30 @@ impl Server {
         let tcp = listen(|stream, shared| serve_tcp(stream, &shared));
         let websocket = listen(|stream, shared| serve_websocket(stream, &shared));
         let http = listen(|stream, shared| serve_http(stream, &shared));
-        Self { shared, stopped, tcp, websocket, http }
+        Self { shared, stopped, stalls: Arc::default(), tcp, websocket, http }
+    }
+
+    /// From now on nobody is served for `span` in every `period`, the first time after a period
+    /// less a span. What it did is in [`Server::stalls`].
+    pub fn stall_every(&self, span: Duration, period: Duration) {
+        let (shared, stopped) = (self.shared.clone(), self.stopped.clone());
+        let stalls = self.stalls.clone();
+        std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                std::thread::sleep(period - span);
+                let guard = shared.lock().expect("no test thread panics while it holds this");
+                let from_unix_us = unix_us();
+                std::thread::sleep(span);
+                let stall = Stall { from_unix_us, to_unix_us: unix_us() };
+                stalls.lock().expect("nobody panics while holding this").push(stall);
+                drop(guard);
+            }
+        });
+    }
+
+    /// The stalls so far, as they happened.
+    pub fn stalls(&self) -> Vec<Stall> {
+        self.stalls.lock().expect("nobody panics while holding this").clone()
     }
 
     /// Looks at the model.
@@ -547,7 +641,7 @@ impl Drop for Server {
 /// Handles a frame; `None` ends the connection.
 fn on_frame(
     shared: &Mutex<Shared>,
-    stream: &TcpStream,
+    (stream, peer): (&TcpStream, Option<SocketAddr>),
     websocket: bool,
     user: &mut Option<String>,
     header: Header,
@@ -558,7 +652,8 @@ fn on_frame(
     let Some(user) = user.as_deref() else {
         assert_eq!(header.command, command::LOGIN, "the first frame is LOGIN");
         let (name, reply) = model.login(body, header.request_id);
-        let mut writer = Writer { stream: stream.try_clone().expect("a socket"), websocket };
+        let stream = stream.try_clone().expect("a socket");
+        let mut writer = Writer { stream, peer, websocket };
         writer.write(&reply);
         for frame in offline.remove(&name).unwrap_or_default() {
             writer.write(&frame);
@@ -591,19 +686,19 @@ fn on_frame(
 }
 
 fn serve_tcp(stream: TcpStream, shared: &Mutex<Shared>) {
-    let handle = stream.try_clone().expect("a socket");
+    let peer = stream.peer_addr().ok();
     let mut user = None;
     read_tcp(stream, shared, &mut user);
-    shared.lock().expect("no test thread panics while it holds this").ended(&handle, user.as_ref());
+    shared.lock().expect("no test thread panics while it holds this").ended(peer, user.as_ref());
 }
 
 fn read_tcp(mut stream: TcpStream, shared: &Mutex<Shared>, user: &mut Option<String>) {
     let (mut reader, mut buffer) = (FrameReader::new(), [0; 16 * 1024]);
-    let handle = stream.try_clone().expect("a socket");
+    let (handle, peer) = (stream.try_clone().expect("a socket"), stream.peer_addr().ok());
     while let Ok(count @ 1..) = stream.read(&mut buffer) {
         let mut go_on = true;
         let read = reader.read(&buffer[..count], 65536, |header, body| {
-            go_on = on_frame(shared, &handle, false, user, header, body).is_some();
+            go_on = on_frame(shared, (&handle, peer), false, user, header, body).is_some();
             go_on
         });
         read.expect("the client speaks the protocol");
@@ -615,10 +710,10 @@ fn read_tcp(mut stream: TcpStream, shared: &Mutex<Shared>, user: &mut Option<Str
 }
 
 fn serve_websocket(stream: TcpStream, shared: &Mutex<Shared>) {
-    let handle = stream.try_clone().expect("a socket");
+    let peer = stream.peer_addr().ok();
     let mut user = None;
     read_websocket(stream, shared, &mut user);
-    shared.lock().expect("no test thread panics while it holds this").ended(&handle, user.as_ref());
+    shared.lock().expect("no test thread panics while it holds this").ended(peer, user.as_ref());
 }
 
 fn read_websocket(mut stream: TcpStream, shared: &Mutex<Shared>, user: &mut Option<String>) {
@@ -640,7 +735,7 @@ fn read_websocket(mut stream: TcpStream, shared: &Mutex<Shared>, user: &mut Opti
         }
     };
     let mut reader = MessageReader::new();
-    let handle = stream.try_clone().expect("a socket");
+    let (handle, peer) = (stream.try_clone().expect("a socket"), stream.peer_addr().ok());
     let limits = Limits { message_bytes_max: 1 << 20 };
     let mut input = head.split_off(used);
     loop {
@@ -654,7 +749,7 @@ fn read_websocket(mut stream: TcpStream, shared: &Mutex<Shared>, user: &mut Opti
             let mut frames = FrameReader::new();
             let mut go_on = true;
             let read = frames.read(payload, 65536, |header, body| {
-                go_on = on_frame(shared, &handle, true, user, header, body).is_some();
+                go_on = on_frame(shared, (&handle, peer), true, user, header, body).is_some();
                 go_on
             });
             read.expect("the client speaks the protocol");

@@ -4,6 +4,8 @@
 //! Everything here is a function of the connection's index, so that no thread needs a table and
 //! the verifier can work out who should have received a message. Nothing is sent here.
 
+use std::ops::Range;
+
 /// By which door a connection comes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
@@ -42,41 +44,124 @@ impl Target {
     }
 }
 
+/// Users of one kind: a block of indices.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// What it is called in a scenario.
+    pub name: String,
+    /// Which users.
+    pub users: Range<u32>,
+    /// Share of them that come by WebSocket, 0 to 1. Pairs of users alternate in this share.
+    pub websocket_share: f64,
+    /// Platforms named at LOGIN, with their shares; they alternate as well.
+    pub devices: Vec<(String, f64)>,
+    /// They send heartbeats. Without them the server is expected to end the connection.
+    pub heartbeats: bool,
+    /// They come back after a lost connection.
+    pub reconnects: bool,
+    /// They are not there from the start but come when a schedule calls them, and go again.
+    pub visits: bool,
+    /// In every ten seconds they do not read for so long; 0: they always read.
+    pub slow_reader_pause_ms: u32,
+}
+
+impl Part {
+    /// Users who do what users usually do.
+    pub fn new(name: &str, users: Range<u32>, websocket_share: f64) -> Self {
+        Self {
+            name: name.to_owned(),
+            users,
+            websocket_share,
+            devices: Vec::new(),
+            heartbeats: true,
+            reconnects: true,
+            visits: false,
+            slow_reader_pause_ms: 0,
+        }
+    }
+}
+
 /// The users and groups of a run.
 ///
-/// Group g has the members g·size to g·size + size − 1, so a user is in one group at most. A user
-/// talks to two others: the neighbour of the same transport and the one of the other transport
-/// next to it. With threads taking the users in turn, both pairs and groups cross threads,
+/// Group g has the members first + g·size to first + g·size + size − 1, so a user is in one group at
+/// most. A user talks to two others: the neighbour of the same transport and the one of the other
+/// transport next to it. With threads taking the users in turn, both pairs and groups cross threads,
 /// transports and (at the server) shards.
 #[derive(Clone, Debug)]
 pub struct Population {
     /// How many users, each with one connection.
     pub users: u32,
-    /// Share of them that come by WebSocket, 0 to 1.
-    pub websocket_share: f64,
+    /// They in their kinds: blocks that follow each other and cover all of them.
+    pub parts: Vec<Part>,
     /// User ids are this, a hyphen and the index.
     pub user_prefix: String,
     /// How many groups exist.
     pub groups: u32,
     /// Members of each group.
     pub group_size: u32,
-    /// Members of the live room: the first so many users; 0: there is no room.
+    /// The first user who is in a group.
+    pub group_first: u32,
+    /// Members of the live room; 0: there is no room.
     pub room_size: u32,
+    /// The first of them, who publishes and never goes away.
+    pub room_first: u32,
     /// Tells this run's messages and groups from those of earlier runs on the same store.
     pub run: u32,
 }
 
 impl Population {
-    /// How the user's connection comes in. Pairs of users alternate in the given share.
+    /// Users of one kind, without groups and without a room.
+    pub fn uniform(users: u32, websocket_share: f64, user_prefix: &str, run: u32) -> Self {
+        Self {
+            users,
+            parts: vec![Part::new("users", 0..users, websocket_share)],
+            user_prefix: user_prefix.to_owned(),
+            groups: 0,
+            group_size: 0,
+            group_first: 0,
+            room_size: 0,
+            room_first: 0,
+            run,
+        }
+    }
+
+    /// The kind that a user is of.
+    pub fn part(&self, user: u32) -> &Part {
+        let after = self.parts.partition_point(|part| part.users.end <= user);
+        &self.parts[after.min(self.parts.len() - 1)]
+    }
+
+    /// How the user's connection comes in. Pairs of users alternate in the share of their kind.
     pub fn transport(&self, user: u32) -> Transport {
-        let step = |index: u32| (f64::from(index) * self.websocket_share + 1e-9).floor();
-        let pair = user / 2;
+        let part = self.part(user);
+        let step = |index: u32| (f64::from(index) * part.websocket_share + 1e-9).floor();
+        let pair = (user - part.users.start) / 2;
         if step(pair + 1) > step(pair) { Transport::WebSocket } else { Transport::Tcp }
+    }
+
+    /// The platform that the user names at LOGIN.
+    pub fn platform(&self, user: u32) -> &str {
+        let part = self.part(user);
+        let sum: f64 = part.devices.iter().map(|(_, share)| share).sum();
+        // Multiples of the golden ratio spread evenly, in any stretch of users.
+        let mut at = (f64::from(user - part.users.start) * 0.618_033_988_75).fract() * sum;
+        for (name, share) in &part.devices {
+            if at < *share {
+                return name;
+            }
+            at -= share;
+        }
+        part.devices.last().map_or("loadgen", |(name, _)| name)
     }
 
     /// How many users come by WebSocket.
     pub fn websockets(&self) -> u32 {
         (0..self.users).filter(|user| self.transport(*user) == Transport::WebSocket).count() as u32
+    }
+
+    /// How many users come only when they are called.
+    pub fn visitors(&self) -> u32 {
+        self.parts.iter().filter(|part| part.visits).map(|part| part.users.len() as u32).sum()
     }
 
     /// The user id on the wire.
@@ -91,7 +176,7 @@ impl Population {
 
     /// Whether a user is a member of the room.
     pub fn is_room_member(&self, user: u32) -> bool {
-        user < self.room_size
+        user.checked_sub(self.room_first).is_some_and(|seat| seat < self.room_size)
     }
 
     /// The room's id on the wire; other in every run.
@@ -106,25 +191,43 @@ impl Population {
         run.is_some_and(|run| run.len() == 8 && u32::from_str_radix(run, 16) == Ok(self.run))
     }
 
+    /// The user who publishes in the room.
+    pub fn is_publisher(&self, user: u32) -> bool {
+        self.room_size > 0 && user == self.room_first
+    }
+
     /// The members of a group.
-    pub fn members(&self, group: u32) -> std::ops::Range<u32> {
-        group * self.group_size..(group + 1) * self.group_size
+    pub fn members(&self, group: u32) -> Range<u32> {
+        let first = self.group_first + group * self.group_size;
+        first..first + self.group_size
+    }
+
+    /// Everybody who is in a group.
+    pub fn grouped(&self) -> Range<u32> {
+        self.group_first..self.group_first + self.groups * self.group_size
     }
 
     /// The user's group, if any.
     pub fn group_of(&self, user: u32) -> Option<u32> {
-        let group = user.checked_div(self.group_size)?;
+        let group = user.checked_sub(self.group_first)?.checked_div(self.group_size)?;
         (group < self.groups).then_some(group)
     }
 
     /// The user's contact number `choice` (any number).
     pub fn contact(&self, user: u32, choice: u32) -> u32 {
+        let stays = |other: u32| other < self.users && !self.part(other).visits;
         let across = user ^ 2;
-        if choice % 2 == 1 && across < self.users {
+        if choice % 2 == 1 && stays(across) {
             return across;
         }
         let beside = user ^ 1;
-        if beside < self.users { beside } else { user.saturating_sub(1) }
+        if stays(beside) {
+            beside
+        } else if user > 0 && stays(user - 1) {
+            user - 1
+        } else {
+            user + 1
+        }
     }
 
     /// How many users receive a message of `sender` to `target`.
@@ -160,17 +263,14 @@ impl Population {
 
 #[cfg(test)]
 mod tests {
-    use super::{Population, Target, Transport};
+    use super::{Part, Population, Target, Transport};
 
     fn population(users: u32, websocket_share: f64) -> Population {
+        let groups = users / 20;
         Population {
-            users,
-            websocket_share,
-            user_prefix: "load".into(),
-            groups: users / 20,
+            groups,
             group_size: 20,
-            room_size: 0,
-            run: 7,
+            ..Population::uniform(users, websocket_share, "load", 7)
         }
     }
 
@@ -179,6 +279,24 @@ mod tests {
         for (share, expected) in [(0.0, 0), (0.25, 250), (0.5, 500), (0.9, 900), (1.0, 1000)] {
             assert_eq!(population(1000, share).websockets(), expected, "share {share}");
         }
+    }
+
+    #[test]
+    fn kinds_of_users_keep_their_transport_and_their_mix_of_devices() {
+        let mut population = population(1000, 1.0);
+        let mut phones = Part::new("phones", 0..600, 0.0);
+        phones.devices = vec![("ios".into(), 0.25), ("android".into(), 0.75)];
+        population.parts = vec![phones, Part::new("browsers", 600..1000, 1.0)];
+        assert_eq!(population.websockets(), 400);
+        assert_eq!(population.part(599).name, "phones");
+        assert_eq!(population.part(600).name, "browsers");
+        let count = |from: u32, name: &str| {
+            (from..from + 100).filter(|user| population.platform(*user) == name).count()
+        };
+        for from in [0, 77, 500] {
+            assert!((23..=27).contains(&count(from, "ios")), "{}", count(from, "ios"));
+        }
+        assert_eq!(count(600, "loadgen"), 100);
     }
 
     #[test]
