@@ -59,6 +59,7 @@ macro_rules! conformance_tests {
             everything_is_there_after_reopening,
             revoked_content_is_gone_for_everybody_and_its_place_stays,
             a_revocation_is_for_those_who_were_there_when_the_message_came,
+            what_was_revoked_moves_no_group_that_was_quit,
             who_may_revoke_and_until_when,
             owners_and_administrators_revoke_what_those_below_them_said,
             deleted_messages_are_hidden_from_one_user_alone,

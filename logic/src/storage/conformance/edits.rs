@@ -182,6 +182,27 @@ pub async fn a_revocation_is_for_those_who_were_there_when_the_message_came<B: B
     store.close().await.unwrap();
 }
 
+/// Of the groups that somebody quit, the one with the newer message comes first, whatever was
+/// revoked there: the order of those who stay goes by the last change instead.
+pub async fn what_was_revoked_moves_no_group_that_was_quit<B: Bed>(bed: &B) {
+    let store = bed.open().await;
+    one(&store, create("g", &["ann", "bob", "dan"], 0)).await;
+    one(&store, create("h", &["ann", "bob", "dan"], 0)).await;
+    let first = stored(&store, to_group("ann", "g", "1")).await;
+    stored(&store, to_group("ann", "h", "2")).await;
+    one(&store, revoke("ann", "g:g", first.sequence, 100)).await;
+    for group in ["g", "h"] {
+        one(&store, remove(group, &["dan"])).await;
+    }
+    let groups = async |user: &str| -> Vec<String> {
+        let waiting = store.undelivered(user, u64::MAX, 1, 2).await.unwrap();
+        waiting.into_iter().map(|message| message.conversation_id).collect()
+    };
+    assert_eq!(groups("dan").await, ["g:h", "g:g"]);
+    assert_eq!(groups("bob").await, ["g:g", "g:h"]);
+    store.close().await.unwrap();
+}
+
 pub async fn who_may_revoke_and_until_when<B: Bed>(bed: &B) {
     let store = bed.open().await;
     one(&store, create("g", &["ann", "bob"], 0)).await;

@@ -334,8 +334,9 @@ pub fn undelivered(
     let mut waiting = news_of(&view, user_id)?;
     waiting.retain(|news| news.top() > news.undelivered_after());
     for news in &mut waiting {
-        // Who quit a large group has no pointer that says when its last message was sent.
-        if news.member.by_cursor && news.member.quit_sequence.is_some() {
+        // Who quit a large group has no pointer that says when its last message was sent, and the
+        // pointer of who quit a small one says when a message of it was last changed.
+        if news.member.quit_sequence.is_some() {
             let key = keys::message(&news.conversation_id, news.top());
             if let Some(last) = view.get::<MessageRow>(Table::Messages, &key)? {
                 news.pointer.version = last.version;
