@@ -8,6 +8,10 @@
 //! gone, and goes on with the first record of the new stream. The base is in the subject of the
 //! records, so a process that has not heard of the new stream cannot publish to it by mistake, and
 //! none can take one stream's sequence for the other's.
+//!
+//! Of two logics that find no stream at the same moment the slower one gives it a base beyond the
+//! other's all the same: it cannot tell a stream that is about to be made from one that has been made,
+//! filled and deleted since it looked. So a topic may begin beyond offset 1.
 
 use std::{
     collections::HashMap,
