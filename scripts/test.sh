@@ -85,7 +85,8 @@ cargo clippy --workspace --all-targets --locked -- -D warnings
 done_step
 
 step "unit, property and integration tests (cargo test)"
-cargo test --workspace --locked
+# All of it, whatever fails: one run then names everything that does.
+cargo test --workspace --locked --no-fail-fast
 done_step
 
 step "the drivers' laws, over glommio as well (a cargo feature)"
