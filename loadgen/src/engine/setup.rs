@@ -94,7 +94,10 @@ fn tokens(login: &LoginSection, target: &Target) -> Result<Tokens, RunError> {
                 _ => EncodingKey::from_ed_pem(&pem),
             };
             key.map_err(|error| {
-                RunError::bad_arguments(format!("login.key_file {}: {error}", path.display()))
+                RunError::bad_arguments(format!(
+                    "login.key_file {}: no private key for {algorithm:?} in PEM: {error}",
+                    path.display()
+                ))
             })?
         }
     };
