@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 import namespace
-from processes import BINARIES, Tiers, metric
+from processes import API_TOKEN, BINARIES, JWT_SECRET, Tiers, metric
 
 PHASES = ("ramp", "hold", "load", "settle")
 # Kernel memory: what /proc/meminfo and the slab's caches say. MemAvailable counts everything; the others say where it went.
@@ -141,7 +141,7 @@ def run(arguments, folder):
         room = ["--room-size", arguments.room_size, "--room-rate", arguments.room_rate] if arguments.room_size else []
         progress.touch()
         generator = subprocess.Popen(
-            tiers.load_generator(
+            scenario(arguments, tiers, report) if arguments.scenario else tiers.load_generator(
                 "chat", "--connections", arguments.connections, "--websocket-share", 1, "--threads", arguments.threads,
                 "--ramp-rate", arguments.ramp_rate, "--hold", f"{arguments.hold}s", "--duration", f"{arguments.duration}s",
                 "--single-rate", arguments.single_rate, "--group-rate", 0, "--churn-per-minute", arguments.churn,
@@ -165,6 +165,18 @@ def run(arguments, folder):
             generator.kill()
             generator.wait()
         tiers.stop()
+
+
+def scenario(arguments, tiers, report):
+    """The command line of a scenario or preset instead, which says itself what is sent and when."""
+    ready = tiers.ready
+    command = [
+        BINARIES / "millrace-loadgen", "run", arguments.scenario, "--connections", arguments.connections, "--tcp", ready["tcp"],
+        "--websocket", ready["websocket"], "--http", ready["http"], "--jwt-secret", JWT_SECRET, "--api-token", API_TOKEN, "--json", report,
+    ]
+    if arguments.html:
+        command += ["--html", arguments.html]
+    return [str(word) for word in command]
 
 
 def wait_for_idle(arguments, samples, generator, pids, tiers):
@@ -271,6 +283,9 @@ def main():
     parser.add_argument("--room-rate", type=float, default=1.0, help="messages to the room a second")
     parser.add_argument("--threads", type=int, default=1, help="threads of the generator")
     parser.add_argument("--shards", type=int, help="shards of the gateway (default: one a core)")
+    parser.add_argument("--scenario", help="a scenario's file or a preset's name, as of `millrace-loadgen run`, instead of the rates here; "
+                        "--hold is then to be the scenario's own")
+    parser.add_argument("--html", type=Path, help="where the generator writes its page (only with --scenario)")
     parser.add_argument("--json", type=Path, help="where to write the report")
     parser.add_argument("--perf", type=Path, help="record a CPU profile of 20 s of the load to this file")
     parser.add_argument("--congestion-control", default="reno", help="of all sockets of the run; empty: the machine's own")
