@@ -173,6 +173,7 @@ def scenario(arguments, tiers, report):
     command = [
         BINARIES / "millrace-loadgen", "run", arguments.scenario, "--connections", arguments.connections, "--tcp", ready["tcp"],
         "--websocket", ready["websocket"], "--http", ready["http"], "--jwt-secret", JWT_SECRET, "--api-token", API_TOKEN, "--json", report,
+        "--observe", f"gateway={tiers.gateway.pid}", "--observe", f"logic={tiers.logic.pid}",
     ]
     if arguments.html:
         command += ["--html", arguments.html]
