@@ -52,6 +52,8 @@ need_packages() {
         command -v systemd-analyze >/dev/null || missing+=(systemd)
         [ -x /usr/sbin/haproxy ] || missing+=(haproxy)
         command -v openssl >/dev/null || missing+=(openssl)
+        # What the load generator drives beside Millrace.
+        [ -x /usr/sbin/mosquitto ] || missing+=(mosquitto)
         # The cluster test: its network, and the servers that it starts there.
         command -v ip >/dev/null || missing+=(iproute2)
         PATH="$PATH:/usr/sbin" command -v nats-server >/dev/null || missing+=(nats-server)

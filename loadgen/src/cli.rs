@@ -12,6 +12,7 @@ use crate::{
     observe::Observed,
     output::{OutputArguments, ReportArguments},
     plan::PlanArguments,
+    scenario::Protocol,
     target::Target,
     threshold::Threshold,
 };
@@ -31,6 +32,10 @@ Examples:
   A report to look at, and whether it got slower since the last one:
     millrace-loadgen run steady --dev-json ready.json --out today
     millrace-loadgen compare yesterday/report.json today/report.json --fail-on 'p99.9 > +5%'
+
+  The same kind of load for a broker or an echo server of somebody else:
+    millrace-loadgen run mqtt --tcp 127.0.0.1:1883
+    millrace-loadgen run websocket-echo --websocket ws://127.0.0.1:9001/
 
   A scenario of your own, from a preset:
     millrace-loadgen scenario show steady > mine.toml
@@ -108,10 +113,10 @@ pub enum Command {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Target")]
 pub struct TargetArguments {
-    /// TCP listener of the gateway.
+    /// TCP listener of the gateway, or of an MQTT broker.
     #[arg(long, value_name = "HOST:PORT")]
     pub tcp: Option<String>,
-    /// WebSocket listener of the gateway.
+    /// WebSocket listener of the gateway, or of a server that echoes.
     #[arg(long, value_name = "ws://HOST:PORT/PATH")]
     pub websocket: Option<String>,
     /// HTTP API of the logic tier, for creating groups.
@@ -197,12 +202,16 @@ impl ResultArguments {
 #[derive(Debug, Clone, Args)]
 pub struct RunArguments {
     /// A scenario file in TOML, or a preset: smoke, ramp, steady, spike, soak, storm, breakpoint,
-    /// million. `scenario show PRESET` prints a preset, to be changed and kept.
+    /// million, websocket-echo, mqtt. `scenario show PRESET` prints a preset, to be changed and kept.
     #[arg(value_name = "FILE|PRESET")]
     pub scenario: String,
     /// Where.
     #[command(flatten)]
     pub target: TargetArguments,
+    /// What the users speak, instead of what the scenario says: the same load for another server. The
+    /// server is --websocket for an echo, --tcp for MQTT.
+    #[arg(long, value_name = "NAME", help_heading = "Changes to the scenario")]
+    pub protocol: Option<Protocol>,
     /// So many connections instead of the scenario's. Kinds of users that are given by count stay.
     #[arg(long, value_name = "N", help_heading = "Changes to the scenario")]
     pub connections: Option<u32>,

@@ -69,8 +69,9 @@ pub struct Snapshot {
     pub away: u64,
     /// Members that have joined the room.
     pub seats: u64,
-    /// Once the load is over: room messages that members still wait for.
-    pub room_owed: u64,
+    /// Once the load is over: messages that users still wait for and that are in no counter, those of
+    /// the room and of other people's servers.
+    pub owed: u64,
     /// PULL_MESSAGES on their way, or still to be written.
     pub pulls: u64,
     /// Records held.
@@ -252,7 +253,7 @@ impl Control {
             sum.outstanding += one.outstanding;
             sum.away += one.away;
             sum.seats += one.seats;
-            sum.room_owed += one.room_owed;
+            sum.owed += one.owed;
             sum.pulls += one.pulls;
             sum.records += one.records;
             for error in one.errors {

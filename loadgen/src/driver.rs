@@ -9,7 +9,8 @@ use std::{
     time::Duration,
 };
 
-use millrace_uring::{Driver, Handler, ListenerId, Options, SocketId};
+pub use millrace_uring::Options;
+use millrace_uring::{Driver, Handler, ListenerId, SocketId};
 
 use crate::clock::Clock;
 

@@ -1,11 +1,11 @@
-//! The chat users of one thread: ramp, schedule, timers, and the talk with the coordinator.
+//! The users of one thread, whatever they speak: ramp, schedule, timers, and the talk with the coordinator.
 //!
 //! Users are dealt to the threads in turn: user u lives on thread u mod threads.
 
 use std::{collections::VecDeque, io, ops::Range, sync::Arc};
 
 use crate::{
-    client::{Client, Context, Manner, NS_PER_MS, Standing, Wish},
+    client::{Context, Manner, NS_PER_MS, Standing, Wish},
     control::{Control, Phase, Slot, Snapshot},
     driver::{Action, Fleet},
     load::{Load, Moment, locals},
@@ -17,6 +17,7 @@ use crate::{
     scenario::plan::{Act, Plan},
     slow::{SlowReaders, Turn},
     timers::{SLOT_NS, Timers},
+    user::User,
     windows::{Part, Windows},
 };
 
@@ -66,7 +67,7 @@ impl Tally {
         Self { counts, outstanding: 0, counted: vec![(Standing::Absent, 0); users] }
     }
 
-    fn update(&mut self, index: u32, client: &Client) {
+    fn update(&mut self, index: u32, client: &impl User) {
         let (standing, outstanding) = &mut self.counted[index as usize];
         let (now_standing, now_outstanding) = (client.standing(), client.outstanding() as u16);
         self.counts[*standing as usize] -= 1;
@@ -86,10 +87,10 @@ impl Tally {
 }
 
 /// See the module.
-pub struct ChatFleet {
+pub struct ChatFleet<U> {
     control: Arc<Control>,
     share: Share,
-    clients: Vec<Client>,
+    clients: Vec<U>,
     cx: Context,
     timers: Timers,
     actions: VecDeque<Action>,
@@ -112,13 +113,12 @@ pub struct ChatFleet {
     now_ns: u64,
 }
 
-impl ChatFleet {
+impl<U: User> ChatFleet<U> {
     /// The users of one thread; nothing is opened before the first `advance`.
     pub fn new(control: Arc<Control>, share: Share, mut cx: Context, now_ns: u64) -> Self {
         let population = &cx.population;
         let users = (share.thread..population.users).step_by(share.threads as usize);
-        let clients: Vec<Client> =
-            users.map(|user| Client::new(user, population.transport(user))).collect();
+        let clients: Vec<U> = users.map(|user| U::new(user, population)).collect();
         let count = clients.len();
         let visitors = clients.iter().filter(|one| population.part(one.user()).visits).count();
         let arriving = count - visitors;
@@ -180,7 +180,8 @@ impl ChatFleet {
             && client.outstanding() == 0
             && self.now_ns < self.closed_until_ns
         {
-            let contact = self.cx.population.contact(client.user(), self.cx.random.u32(..));
+            let choice = self.cx.random.u32(..);
+            let contact = U::partner(&self.cx, client.user(), choice);
             client.send(self.now_ns, &mut self.cx, Target::user(contact), self.now_ns);
         }
         match client.take_wish() {
@@ -264,7 +265,7 @@ impl ChatFleet {
             self.cx.record.windows.begin(start_ns + stage.offset_ns);
         }
         self.cx.record.windows.begin(load.end_ns());
-        let pause_ns = |client: &Client| {
+        let pause_ns = |client: &U| {
             let pause_ms = self.cx.population.part(client.user()).slow_reader_pause_ms;
             u64::from(pause_ms) * NS_PER_MS
         };
@@ -288,11 +289,11 @@ impl ChatFleet {
     fn perform(&mut self, now_ns: u64, moment: &Moment) {
         let (users, intended_ns) = (moment.users.clone(), moment.intended_ns);
         // Who is away by itself does not send.
-        let is_here = |client: &Client, _: &Context| !client.is_away();
-        let is_ready = |client: &Client, _: &Context| client.is_ready();
+        let is_here = |client: &U, _: &Context| !client.is_away();
+        let is_ready = |client: &U, _: &Context| client.is_ready();
         match moment.act {
             Act::Churn => {
-                if let Some(index) = self.choose(users, Client::may_step_away) {
+                if let Some(index) = self.choose(users, U::may_step_away) {
                     let manner = Manner::ALL[self.cx.random.usize(0..Manner::ALL.len())];
                     self.cx.record.counters.add(Counter::Churned);
                     self.clients[index as usize].step_away(now_ns, &mut self.cx, manner);
@@ -300,7 +301,7 @@ impl ChatFleet {
                 }
             }
             Act::Storm => {
-                let may_break = |client: &Client, cx: &Context| {
+                let may_break = |client: &U, cx: &Context| {
                     client.is_ready() && !cx.population.is_publisher(client.user())
                 };
                 if let Some(index) = self.choose(users, may_break) {
@@ -319,7 +320,8 @@ impl ChatFleet {
             Act::Single => {
                 let Some(index) = self.choose(users, is_here) else { return };
                 let user = self.clients[index as usize].user();
-                let contact = self.cx.population.contact(user, self.cx.random.u32(..));
+                let choice = self.cx.random.u32(..);
+                let contact = U::partner(&self.cx, user, choice);
                 self.dispatch(index, Target::user(contact), intended_ns);
             }
             Act::Group => {
@@ -330,7 +332,7 @@ impl ChatFleet {
                 }
             }
             Act::Heartbeat => {
-                let may_beat = |client: &Client, _: &Context| client.may_beat();
+                let may_beat = |client: &U, _: &Context| client.may_beat();
                 if let Some(index) = self.choose(users, may_beat) {
                     self.late(intended_ns);
                     self.clients[index as usize].beat(now_ns, intended_ns, &mut self.cx);
@@ -400,11 +402,7 @@ impl ChatFleet {
     }
 
     /// A random user of these of whom `fits` is true. Counts a miss when they are hardly to be found.
-    fn choose(
-        &mut self,
-        users: Range<u32>,
-        fits: impl Fn(&Client, &Context) -> bool,
-    ) -> Option<u32> {
+    fn choose(&mut self, users: Range<u32>, fits: impl Fn(&U, &Context) -> bool) -> Option<u32> {
         for _ in 0..CHOICES_MAX {
             let index = self.cx.random.u32(users.clone());
             if fits(&self.clients[index as usize], &self.cx) {
@@ -452,20 +450,16 @@ impl ChatFleet {
         }
     }
 
-    /// The members of the room that live on this thread.
-    fn members(&self) -> impl Iterator<Item = &Client> {
-        let population = &self.cx.population;
-        let members = population.room_first..population.room_first + population.room_size;
-        let places = locals(&members, self.share.thread, self.share.threads);
+    /// The users of this thread who may be owed messages that no counter knows of.
+    fn owed_to(&self) -> impl Iterator<Item = &U> {
+        let owed_to = U::owed_to(&self.cx.population);
+        let places = locals(&owed_to, self.share.thread, self.share.threads);
         self.clients[places.start as usize..places.end as usize].iter()
     }
 
-    /// Room messages that members still wait for.
-    fn room_owed(&self) -> u64 {
-        let board = &self.cx.board;
-        let written = board.written();
-        let owed = self.members().filter_map(|client| client.owed_by_room(&self.cx, written));
-        owed.map(|gap| u64::from(board.certain_in(gap.from, gap.to))).sum()
+    /// Messages that they still wait for.
+    fn owed(&self) -> u64 {
+        self.owed_to().map(|client| client.owed(&self.cx)).sum()
     }
 
     fn publish(&mut self, now_ns: u64) {
@@ -478,7 +472,7 @@ impl ChatFleet {
             outstanding: self.tally.outstanding,
             away: self.tally.of(Standing::Away) as u64 + self.tally.of(Standing::Leaving) as u64,
             seats: self.cx.seats,
-            room_owed: if self.control.phase() >= Phase::Settle { self.room_owed() } else { 0 },
+            owed: if self.control.phase() >= Phase::Settle { self.owed() } else { 0 },
             pulls: self.cx.pulls_outstanding + self.slot().repairs_waiting(),
             records: self.cx.log.records() as u64,
             errors: self.cx.errors.clone(),
@@ -495,16 +489,13 @@ impl ChatFleet {
         }
         if slot.is_log_wanted() {
             let mut log: Log = std::mem::take(&mut self.cx.log);
-            log.unanswered.extend(self.clients.iter().flat_map(Client::unanswered));
-            let written = self.cx.board.written();
-            log.room_owed
-                .extend(self.members().filter_map(|one| one.owed_by_room(&self.cx, written)));
+            self.clients.iter().for_each(|client| client.note_rest(&self.cx, &mut log));
             slot.give_log(log);
         }
     }
 }
 
-impl Fleet for ChatFleet {
+impl<U: User> Fleet for ChatFleet<U> {
     fn advance(&mut self, now_ns: u64) {
         self.observe(now_ns);
         let ready = self.tally.of(Standing::Ready) as u64;

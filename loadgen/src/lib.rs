@@ -15,7 +15,8 @@
 //! - [`fleet`]: the users of one thread; [`driver`]: one thread's loop over io_uring
 //! - [`population`]: who the users are and who talks to whom; [`pacer`], [`load`]: when; [`slow`]:
 //!   who does not read
-//! - [`client`]: one user, a good client of the protocol, without I/O
+//! - [`user`]: what the fleet asks of a user; [`client`]: one user, a good client of Millrace's own
+//!   protocol, without I/O; [`adapter`]: the seam to servers that speak another one
 //! - [`room`]: what all threads know of the live room
 //! - [`record`]: histograms and counters; [`windows`]: the same second by second; [`health`]: the
 //!   generator's account of itself, and when it refuses its result; [`log`]: what the clients note for the verifier
@@ -29,6 +30,7 @@
 //! The arrows run downward: subcommands → engine → coordinator → fleet → client → log, record,
 //! population.
 
+pub mod adapter;
 pub mod addresses;
 pub mod cli;
 pub mod client;
@@ -67,5 +69,6 @@ pub mod subcommands;
 pub mod target;
 pub mod threshold;
 pub mod timers;
+pub mod user;
 pub mod verify;
 pub mod windows;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use rustc_hash::FxHashMap;
 
-use crate::population::Target;
+use crate::{adapter::streams::StreamGap, population::Target};
 
 /// A message of this run: its sender's index and a number the sender never uses again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -250,6 +250,10 @@ pub struct Log {
     /// Room messages that members still wait for: as things stood when the records were handed
     /// over, so that later records replace it.
     pub room_owed: Vec<RoomGap>,
+    /// Messages of a stream that its receivers did not get; see `adapter::streams`.
+    pub stream_gaps: Vec<StreamGap>,
+    /// Those that they still waited for when the records were handed over.
+    pub stream_owed: Vec<StreamGap>,
     /// Ranges that the verifier asked for and got a good answer to. What such an answer did not
     /// bring is not there; about any other range nothing is known.
     pub answered: Vec<Range>,
@@ -260,7 +264,8 @@ pub struct Log {
 impl Log {
     /// Records held.
     pub fn records(&self) -> usize {
-        self.acks.len() + self.receipts.len() + self.unanswered.len() + self.room_gaps.len()
+        let gaps = self.room_gaps.len() + self.stream_gaps.len();
+        self.acks.len() + self.receipts.len() + self.unanswered.len() + gaps
     }
 
     /// A room message came after a later one: it is not missing any more.
@@ -289,6 +294,8 @@ impl Log {
         self.unanswered.append(&mut other.unanswered);
         self.room_gaps.append(&mut other.room_gaps);
         self.room_owed.append(&mut other.room_owed);
+        self.stream_gaps.append(&mut other.stream_gaps);
+        self.stream_owed.append(&mut other.stream_owed);
         self.answered.append(&mut other.answered);
         self.faults.merge(&other.faults);
     }

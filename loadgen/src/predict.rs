@@ -29,8 +29,10 @@ struct Times {
 pub fn predict(document: &Document, observations: &Observations, is_local: bool) -> Vec<Predicted> {
     let ledger = Ledger::built_in();
     let connections = connections(document);
-    // An echo server is somebody else's, and the ledger knows nothing of it.
-    if document.command == "echo" || connections == 0.0 {
+    // Servers of others are unknown to the ledger, and so is what it costs to speak to them.
+    let protocol = document.configuration.get("protocol").and_then(serde_json::Value::as_str);
+    let is_ours = document.command != "echo" && protocol.is_none_or(|one| one == "millrace");
+    if !is_ours || connections == 0.0 {
         return Vec::new();
     }
     let rates = rates(document);
@@ -244,6 +246,9 @@ mod tests {
         document.started_at_unix_ms = None;
         let rows = predict(&document, &Observations::default(), false);
         assert!(rows.iter().any(|row| row.measured.is_none()), "{rows:#?}");
+        document.configuration["protocol"] = "mqtt".into();
+        assert!(predict(&document, &Observations::default(), false).is_empty());
+        document.configuration["protocol"] = "millrace".into();
         document.command = "echo".to_owned();
         assert!(predict(&document, &Observations::default(), false).is_empty());
     }

@@ -161,6 +161,9 @@ table! {
         Pulled = "pulled",
         /// DELIVERs of a message that this user had before: allowed after a reconnect.
         Redelivered = "redelivered",
+        /// Messages that came to a server of others while their recipient had no session there: nobody
+        /// keeps them.
+        Missed = "missed",
         /// Messages of other runs, ignored.
         Foreign = "foreign",
         /// Own messages that came back to their sender.

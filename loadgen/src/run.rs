@@ -69,6 +69,7 @@ fn change(scenario: &mut Scenario, arguments: &RunArguments) -> Result<(), RunEr
             room.members = room.members.map(|members| members.min(connections));
         }
     }
+    scenario.protocol = arguments.protocol.unwrap_or(scenario.protocol);
     scenario.connect.per_second = arguments.ramp_rate.unwrap_or(scenario.connect.per_second);
     scenario.generator.threads = arguments.threads.unwrap_or(scenario.generator.threads);
     scenario.seed = arguments.seed.unwrap_or(scenario.seed);
@@ -113,7 +114,7 @@ pub fn scenario(command: &ScenarioCommand) -> Result<String, RunError> {
             let mut text = String::new();
             for (name, _) in presets::ALL {
                 let description = presets::load(name)?.scenario.description;
-                text.push_str(&format!("{name:<11} {description}\n"));
+                text.push_str(&format!("{name:<15} {description}\n"));
             }
             Ok(text)
         }

@@ -8,11 +8,12 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 
 use super::NS_PER_MS;
 use crate::{
+    adapter::streams::Streams,
     log::{Log, Names},
     population::{Population, Transport},
     record::Recorder,
     room::Board,
-    scenario::plan::CustomFrame,
+    scenario::{MqttSection, WebsocketEchoSection, plan::CustomFrame},
 };
 
 /// Different errors kept in words.
@@ -87,6 +88,12 @@ pub struct Settings {
     pub message_bytes: usize,
     /// Frames of a team's own backend, by number.
     pub custom: Vec<CustomFrame>,
+    /// How a server that echoes is spoken to.
+    pub websocket_echo: WebsocketEchoSection,
+    /// How a broker is spoken to.
+    pub mqtt: MqttSection,
+    /// Users write to each other, so everybody wants to hear what is for it.
+    pub has_inboxes: bool,
     /// A heartbeat answered later than this is a fault; 0: than the interval that LOGIN named, and than
     /// 5 s.
     pub heartbeat_reply_max_ns: u64,
@@ -139,6 +146,9 @@ impl Settings {
             tokens_expire_at_s,
             message_bytes: 100,
             custom: Vec::new(),
+            websocket_echo: WebsocketEchoSection::default(),
+            mqtt: MqttSection::default(),
+            has_inboxes: true,
             heartbeat_reply_max_ns: 0,
             heartbeats: true,
             expect_faults: false,
@@ -235,9 +245,11 @@ pub struct Context {
     /// Users below this index send their next heartbeat as soon as the last one is answered.
     pub flat_out_below: u32,
     /// Working memory.
-    pub(super) scratch: Vec<u8>,
+    pub(crate) scratch: Vec<u8>,
     /// The room, shared with the other threads.
     pub board: Arc<Board>,
+    /// The streams of messages at somebody else's server, shared with the other threads.
+    pub streams: Arc<Streams>,
     /// Members in the room.
     pub seats: u64,
     /// PULL_MESSAGES on their way.
@@ -281,6 +293,7 @@ impl Context {
             flat_out_below: 0,
             scratch: Vec::new(),
             board,
+            streams: Arc::default(),
             seats: 0,
             pulls_outstanding: 0,
             is_verifying: false,

@@ -19,6 +19,7 @@ mod outbox;
 mod room;
 mod session;
 mod text;
+mod user;
 mod wire;
 
 use std::net::SocketAddr;

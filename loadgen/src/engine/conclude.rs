@@ -117,7 +117,7 @@ fn failures(
     let wants_room = scenario.room_broadcast.as_ref().is_some_and(|room| room.per_second > 0.0);
     let has_room = wants_room && course.plan.population.room_size > 0;
     fail(has_room && count(Counter::RoomReceived) == 0, "no room message arrived".to_owned());
-    let is_unheard = count(Counter::Intended) > 0 && verdict.acked == 0;
+    let is_unheard = count(Counter::Intended) > 0 && verdict.acked == 0 && verdict.found == 0;
     fail(is_unheard, "no message was acknowledged".to_owned());
     fail(
         verdict.unverified > 0,
@@ -307,6 +307,7 @@ fn configuration(job: &Job<'_>, course: &Course) -> serde_json::Value {
     let beats = scenario.heartbeat.clone().unwrap_or_default();
     let is_search = scenario.stage.iter().any(|stage| stage.kind == StageKind::Breakpoint);
     serde_json::json!({
+        "protocol": course.plan.protocol.label(),
         "run": format!("{:08x}", population.run),
         "seed": scenario.seed,
         "connections": population.users,

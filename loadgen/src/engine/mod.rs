@@ -13,6 +13,7 @@ use std::{
 };
 
 use crate::{
+    adapter::streams::{self, Streams},
     client::Endings,
     clock::Clock,
     control::{Phase, Snapshot},
@@ -26,7 +27,7 @@ use crate::{
     record::{Counter, Recorder},
     report::{Breakpoint, PhaseReport, Recovery, Report},
     room::Board,
-    scenario::{Scenario, plan::Plan},
+    scenario::{Protocol, Scenario, plan::Plan},
     target::Target,
     verify::{Verdict, Verifier},
 };
@@ -124,7 +125,12 @@ pub fn run(job: &Job<'_>) -> Result<Report, RunError> {
     let ramp_start_ns = clock.now_ns();
     let mut phases = Phases { start_ns: ramp_start_ns, all: Vec::new() };
     phases.begin(Phase::Ramp, ramp_start_ns);
-    let mut crew = setup::start(job, clock, settings, &plan, (&names, &board), ramp_start_ns)?;
+    let to_oneself = plan.protocol == Protocol::WebsocketEcho;
+    let is_millrace = plan.protocol == Protocol::Millrace;
+    let streams = Streams::new(if is_millrace { 0 } else { population.users }, to_oneself);
+    let shared =
+        setup::Shared { names: names.clone(), board: board.clone(), streams: Arc::new(streams) };
+    let mut crew = setup::start(job, clock, settings, &plan, &shared, ramp_start_ns)?;
     let is_silent = population.parts.iter().all(|part| !part.heartbeats);
     let expected = population.users - population.visitors();
     let ramp_seconds = if is_silent {
@@ -150,15 +156,17 @@ pub fn run(job: &Job<'_>) -> Result<Report, RunError> {
 
     phases.begin(Phase::Settle, load_end_ns);
     crew.control.enter(Phase::Settle);
-    wait_until_quiet(&mut crew, settle_max(scenario), |snapshot| {
-        has_settled(snapshot, population.users)
-    })?;
+    wait_until_quiet(&mut crew, settle_max(scenario), |snapshot| has_settled(snapshot, &plan))?;
 
     phases.begin(Phase::Verify, clock.now_ns());
     crew.control.enter(Phase::Verify);
     let mut log = crew.collect()?;
     repair(&mut crew, &population, &names, &board, &mut log)?;
-    let verdict = Verifier::new(&population, &names, &board, &log).verdict();
+    let mut verdict = Verifier::new(&population, &names, &board, &log).verdict();
+    if !is_millrace {
+        let counters = crew.control.snapshot().counters;
+        streams::judge(&shared.streams, &log, &counters, &mut verdict);
+    }
 
     phases.begin(Phase::Leave, clock.now_ns());
     let leave_seconds = f64::from(population.users) / scenario.connect.per_second;
@@ -188,11 +196,15 @@ fn settle_max(scenario: &Scenario) -> Duration {
 }
 
 /// Everybody is back, or gave up, or waits to be called; and everything has arrived.
-fn has_settled(snapshot: &Snapshot, users: u32) -> bool {
+fn has_settled(snapshot: &Snapshot, plan: &Plan) -> bool {
     let counters = &snapshot.counters;
-    let is_everybody = snapshot.ready + snapshot.done + snapshot.absent >= u64::from(users);
-    let is_quiet = snapshot.outstanding == 0 && snapshot.pulls == 0 && snapshot.room_owed == 0;
-    is_everybody && is_quiet && counters.get(Counter::Received) >= counters.get(Counter::Expected)
+    let users = u64::from(plan.population.users);
+    let is_everybody = snapshot.ready + snapshot.done + snapshot.absent >= users;
+    let is_quiet = snapshot.outstanding == 0 && snapshot.pulls == 0 && snapshot.owed == 0;
+    // Servers of others keep nothing for who is away, so there it is known as what is owed only.
+    let has_arrived = plan.protocol != Protocol::Millrace
+        || counters.get(Counter::Received) >= counters.get(Counter::Expected);
+    is_everybody && is_quiet && has_arrived
 }
 
 /// What the load was like, beyond what the threads recorded.

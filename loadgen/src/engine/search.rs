@@ -10,7 +10,10 @@ use crate::{
     exit::RunError,
     record::Metric,
     report::{Breakpoint, judge::Measured},
-    scenario::plan::{Plan, PlannedStage},
+    scenario::{
+        Protocol,
+        plan::{Plan, PlannedStage},
+    },
     windows::{Part, Window},
 };
 
@@ -26,6 +29,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// See the module.
 pub struct Search {
     load_start_ns: u64,
+    protocol: Protocol,
     /// The steps that are not judged yet, in order.
     steps: Vec<PlannedStage>,
     held: Option<PlannedStage>,
@@ -37,7 +41,8 @@ impl Search {
     pub fn new(plan: &Plan, load_start_ns: u64) -> Option<Self> {
         let mut steps: Vec<_> = plan.stages.iter().filter(|stage| stage.is_step).cloned().collect();
         steps.reverse();
-        let search = Self { load_start_ns, steps, held: None, broke: None };
+        let protocol = plan.protocol;
+        let search = Self { load_start_ns, protocol, steps, held: None, broke: None };
         (!search.steps.is_empty()).then_some(search)
     }
 
@@ -59,7 +64,7 @@ impl Search {
         let Some(step) = self.steps.pop() else { return Ok(true) };
         let start_ns = self.load_start_ns + step.offset_ns;
         let part = part(crew, start_ns)?;
-        match reason(&step, &part) {
+        match reason(&step, &part, self.protocol) {
             None => self.held = Some(step),
             Some(why) => {
                 crew.control.cut_load(crew.clock.now_ns());
@@ -109,7 +114,7 @@ fn part(crew: &mut Crew<Records>, start_ns: u64) -> Result<Part, RunError> {
 }
 
 /// Why a step did not hold.
-fn reason(step: &PlannedStage, part: &Part) -> Option<String> {
+fn reason(step: &PlannedStage, part: &Part, protocol: Protocol) -> Option<String> {
     let measured = Measured::of_part(part);
     let missed = step.thresholds.iter().find_map(|threshold| {
         let result = measured.compare(threshold);
@@ -119,10 +124,14 @@ fn reason(step: &PlannedStage, part: &Part) -> Option<String> {
     let total = part.total();
     let intended = total.meant;
     let histograms = part.histograms();
-    let acked: u64 = [Metric::AckSingle, Metric::AckGroup]
-        .iter()
-        .map(|ack| histograms[*ack as usize].len())
-        .sum();
-    let unacked = (acked as f64) < ACKED_MIN * intended as f64;
-    missed.or(unacked.then(|| format!("{acked} of {intended} messages were acknowledged in time")))
+    let (arrivals, what): (&[Metric], _) = match protocol {
+        Protocol::Millrace => (&[Metric::AckSingle, Metric::AckGroup], "acknowledged"),
+        // Not every one of them is acknowledged, and each has one recipient.
+        Protocol::WebsocketEcho | Protocol::Mqtt => {
+            (&[Metric::DeliverySingle, Metric::DeliverySlow], "delivered")
+        }
+    };
+    let arrived: u64 = arrivals.iter().map(|one| histograms[*one as usize].len()).sum();
+    let is_behind = (arrived as f64) < ACKED_MIN * intended as f64;
+    missed.or(is_behind.then(|| format!("{arrived} of {intended} messages were {what} in time")))
 }

@@ -10,19 +10,21 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 
 use super::{Job, Records};
 use crate::{
-    client::{Context, Settings, Tokens},
+    adapter::{guest::Guest, mqtt::Mqtt, streams::Streams, websocket_echo::WebsocketEcho},
+    client::{Client, Context, Settings, Tokens},
     clock::Clock,
     control::Control,
     coordinator::Crew,
-    driver,
+    driver::{self, Options},
     exit::RunError,
     fleet::{ChatFleet, Share},
     log::Names,
     population::Transport,
     preflight,
     room::Board,
-    scenario::{LoginSection, TokenAlgorithm, plan::Plan},
+    scenario::{LoginSection, Protocol, TokenAlgorithm, plan::Plan},
     target::Target,
+    user::User,
 };
 
 /// Largest key file that is read.
@@ -40,10 +42,20 @@ pub fn settings(job: &Job<'_>, plan: &Plan) -> Result<Settings, RunError> {
     let lifetime = scenario.login.lifetime.as_std();
     let expire_at_s = unix.as_secs() + run_length.as_secs() + lifetime.as_secs();
     let mut settings = Settings::new("", expire_at_s);
-    settings.tokens = tokens(&scenario.login, target)?;
-    settings.tokens.sign("nobody", expire_at_s).map_err(|error| {
-        RunError::bad_arguments(format!("login.key_file does not fit login.algorithm: {error}"))
-    })?;
+    settings.websocket_echo = scenario.websocket_echo.clone().unwrap_or_default();
+    settings.mqtt = scenario.mqtt.clone().unwrap_or_default();
+    settings.has_inboxes = plan.has_single_chat();
+    let wants_tokens = match plan.protocol {
+        Protocol::Millrace => true,
+        Protocol::WebsocketEcho => false,
+        Protocol::Mqtt => settings.mqtt.wants_tokens(),
+    };
+    if wants_tokens {
+        settings.tokens = tokens(&scenario.login, target)?;
+        settings.tokens.sign("nobody", expire_at_s).map_err(|error| {
+            RunError::bad_arguments(format!("login.key_file does not fit login.algorithm: {error}"))
+        })?;
+    }
     settings.message_bytes = scenario.message_bytes;
     settings.expect_faults = scenario.verdict.expect_faults;
     settings.heartbeat_reply_max_ns = scenario.verdict.heartbeat_reply_max.as_millis() * 1_000_000;
@@ -106,6 +118,17 @@ fn tokens(login: &LoginSection, target: &Target) -> Result<Tokens, RunError> {
     Ok(Tokens::new(header, key, login.issuer.clone(), login.audience.clone()))
 }
 
+/// What all threads know of the messages.
+#[derive(Clone)]
+pub struct Shared {
+    /// Numbers for conversations.
+    pub names: Names,
+    /// The room.
+    pub board: Arc<Board>,
+    /// The streams at somebody else's server.
+    pub streams: Arc<Streams>,
+}
+
 /// Starts the threads with their users.
 ///
 /// # Errors
@@ -115,7 +138,7 @@ pub fn start(
     clock: Clock,
     settings: Settings,
     plan: &Arc<Plan>,
-    (names, board): (&Names, &Arc<Board>),
+    shared: &Shared,
     ramp_start_ns: u64,
 ) -> Result<Crew<Records>, RunError> {
     let scenario = job.scenario;
@@ -144,21 +167,39 @@ pub fn start(
     let settings = Arc::new(settings);
     let control = Arc::new(Control::new(threads as usize));
     Crew::start(clock, control.clone(), job.aborted.clone(), job.view, |thread| {
-        let share = Share { thread, ..share.clone() };
-        let (settings, population) = (settings.clone(), population.clone());
-        let (names, board) = (names.clone(), board.clone());
         let (control, options) = (control.clone(), options.clone());
+        let (share, shared) = (Share { thread, ..share.clone() }, shared.clone());
+        let (settings, population) = (settings.clone(), population.clone());
         let seed = scenario.seed ^ (u64::from(thread) << 56) ^ u64::from(population.run);
         move || {
+            let Shared { names, board, streams } = shared;
             let unix_ms = clock.unix_ms_at_start();
-            let cx = Context::new(settings, population, names, board, seed, unix_ms);
-            let mut fleet = ChatFleet::new(control, share, cx, clock.now_ns());
-            let stations = fleet.stations();
-            driver::run(clock, options, stations, &mut fleet)
-                .map_err(|error| RunError::aborted(format!("io_uring: {error}")))?;
-            Ok(fleet.into_records())
+            let mut cx = Context::new(settings, population, names, board, seed, unix_ms);
+            cx.streams = streams;
+            match share.plan.protocol {
+                Protocol::Millrace => generate::<Client>(clock, options, control, share, cx),
+                Protocol::WebsocketEcho => {
+                    generate::<Guest<WebsocketEcho>>(clock, options, control, share, cx)
+                }
+                Protocol::Mqtt => generate::<Guest<Mqtt>>(clock, options, control, share, cx),
+            }
         }
     })
+}
+
+/// The life of a thread.
+fn generate<U: User>(
+    clock: Clock,
+    options: Options,
+    control: Arc<Control>,
+    share: Share,
+    cx: Context,
+) -> Result<Records, RunError> {
+    let mut fleet = ChatFleet::<U>::new(control, share, cx, clock.now_ns());
+    let stations = fleet.stations();
+    driver::run(clock, options, stations, &mut fleet)
+        .map_err(|error| RunError::aborted(format!("io_uring: {error}")))?;
+    Ok(fleet.into_records())
 }
 
 /// Length of a window, and how many a part of the run has: a longer schedule gets longer windows.

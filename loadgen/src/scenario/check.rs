@@ -2,7 +2,7 @@
 
 use millrace_service::{Duration, Invalid};
 
-use super::{Scenario, Stage, StageKind, TokenAlgorithm};
+use super::{Protocol, Scenario, Stage, StageKind, TokenAlgorithm};
 
 /// Rates above this are a slip of the keyboard.
 const PER_SECOND_MAX: f64 = 10_000_000.0;
@@ -54,6 +54,7 @@ impl Scenario {
         if self.login.algorithm != TokenAlgorithm::HS256 && self.login.key_file.is_none() {
             return bad("login.algorithm", "needs login.key_file, a private key in PEM");
         }
+        self.check_protocol()?;
         self.check_populations()?;
         self.check_behaviours()?;
         self.check_custom()?;
@@ -166,7 +167,7 @@ impl Scenario {
         if let Some(chat) = &self.single_chat {
             rate("single_chat.per_second", chat.per_second)?;
             self.known("single_chat.population", chat.population.as_ref())?;
-            if self.connections < 2 {
+            if self.connections < 2 && self.protocol != Protocol::WebsocketEcho {
                 return bad("connections", "must be at least 2 for a chat");
             }
         }

@@ -1,12 +1,13 @@
 //! A scenario as a file: who the users are, what they do, in which stages, and what must hold.
 //!
 //! Every key has a default, unknown keys are refused, and a value that makes no sense is refused
-//! with its place in the file. `presets` are the files that come with the program; `plan` turns a
-//! scenario into what the engine runs. Nothing here opens a connection.
+//! with its place in the file. `presets` are the files that come with the program; `protocol` is what the
+//! users speak; `plan` turns a scenario into what the engine runs. Nothing here opens a connection.
 
 mod check;
 pub mod plan;
 pub mod presets;
+mod protocol;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,8 @@ use millrace_service::{
     config::{self, ConfigError},
 };
 use serde::{Deserialize, Serialize};
+
+pub use protocol::{MqttSection, Protocol, WebsocketEchoSection};
 
 use crate::threshold::Threshold;
 
@@ -29,6 +32,8 @@ pub struct Scenario {
     pub name: String,
     /// What it is for, in a sentence.
     pub description: String,
+    /// `millrace`, `websocket_echo` or `mqtt`: what all users speak.
+    pub protocol: Protocol,
     /// Users, each with one connection. 1 to 5,000,000.
     pub connections: u32,
     /// User ids are this, a hyphen and a number. Two generators at once need different ones.
@@ -43,6 +48,12 @@ pub struct Scenario {
     pub target: TargetSection,
     /// How the users' tokens are made.
     pub login: LoginSection,
+    /// What only an echo over WebSocket has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub websocket_echo: Option<WebsocketEchoSection>,
+    /// What only MQTT has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mqtt: Option<MqttSection>,
     /// How the connections come up before the first stage.
     pub connect: ConnectSection,
     /// Kinds of users; without any, one kind by both transports.
@@ -87,10 +98,10 @@ pub struct Scenario {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TargetSection {
-    /// `host:port` of the gateway's TCP listener.
+    /// `host:port` of the gateway's TCP listener, or of an MQTT broker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tcp: Option<String>,
-    /// `ws://host:port/path` of its WebSocket listener.
+    /// `ws://host:port/path` of its WebSocket listener, or of an echo server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub websocket: Option<String>,
     /// `http://host:port` of the logic tier, for creating groups.
@@ -409,6 +420,7 @@ impl Default for Scenario {
         Self {
             name: "scenario".to_owned(),
             description: String::new(),
+            protocol: Protocol::Millrace,
             connections: 1000,
             user_prefix: "load".to_owned(),
             seed: 1,
@@ -416,6 +428,8 @@ impl Default for Scenario {
             thresholds: Vec::new(),
             target: TargetSection::default(),
             login: LoginSection::default(),
+            websocket_echo: None,
+            mqtt: None,
             connect: ConnectSection::default(),
             population: Vec::new(),
             single_chat: None,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use millrace_service::{Duration, Invalid};
 
-use super::{Scenario, StageKind, TransportKind};
+use super::{Protocol, Scenario, StageKind, TransportKind};
 use crate::{
     pacer::Slope,
     population::{Part, Population},
@@ -85,6 +85,8 @@ pub struct PlannedStage {
 /// What the engine runs.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// What they speak.
+    pub protocol: Protocol,
     /// Who the users are.
     pub population: Population,
     /// What they do.
@@ -125,11 +127,21 @@ impl Plan {
         self.beats_closed_below > 0 || self.chat_closed_below > 0
     }
 
+    /// Whether users write to each other.
+    pub fn has_single_chat(&self) -> bool {
+        self.chat_closed_below > 0 || self.streams.iter().any(|stream| stream.act == Act::Single)
+    }
+
     /// Whether there are messages to verify.
     pub fn has_messages(&self) -> bool {
         let is_message = |act: &Act| matches!(act, Act::Single | Act::Group | Act::Room);
         self.chat_closed_below > 0 || self.streams.iter().any(|stream| is_message(&stream.act))
     }
+}
+
+/// The share of WebSockets where all come by one transport.
+fn websocket_share_of(transport: TransportKind) -> f64 {
+    if transport == TransportKind::WebSocket { 1.0 } else { 0.0 }
 }
 
 fn ns(duration: Duration) -> u64 {
@@ -153,7 +165,8 @@ impl Scenario {
     /// # Errors
     /// A behaviour finds too few users.
     pub fn plan(&self, run: u32) -> Result<Plan, Invalid> {
-        let mut population = Population::uniform(self.connections, 0.5, &self.user_prefix, run);
+        let share = self.protocol.transport().map_or(0.5, websocket_share_of);
+        let mut population = Population::uniform(self.connections, share, &self.user_prefix, run);
         if !self.population.is_empty() {
             population.parts = self.parts()?;
         }
@@ -237,6 +250,7 @@ impl Scenario {
         (population.room_size, population.room_first) = (room_size, room_first);
         let storm = self.reconnect_storm.as_ref();
         Ok(Plan {
+            protocol: self.protocol,
             population,
             streams,
             custom,
@@ -251,10 +265,9 @@ impl Scenario {
     fn parts(&self) -> Result<Vec<Part>, Invalid> {
         let mut start = 0;
         let parts = self.population.iter().zip(self.counts()?).map(|(section, count)| {
-            let share = match section.transport {
-                TransportKind::Tcp => 0.0,
-                TransportKind::WebSocket => 1.0,
+            let share = match self.protocol.transport().unwrap_or(section.transport) {
                 TransportKind::Mixed => section.websocket_share,
+                own => websocket_share_of(own),
             };
             let mut part = Part::new(&section.name, start..start + count, share);
             start += count;

@@ -9,7 +9,7 @@ use super::Scenario;
 use crate::exit::RunError;
 
 /// Name and text of every preset.
-pub const ALL: [(&str, &str); 8] = [
+pub const ALL: [(&str, &str); 10] = [
     ("smoke", include_str!("../../presets/smoke.toml")),
     ("ramp", include_str!("../../presets/ramp.toml")),
     ("steady", include_str!("../../presets/steady.toml")),
@@ -18,6 +18,8 @@ pub const ALL: [(&str, &str); 8] = [
     ("storm", include_str!("../../presets/storm.toml")),
     ("breakpoint", include_str!("../../presets/breakpoint.toml")),
     ("million", include_str!("../../presets/million.toml")),
+    ("websocket-echo", include_str!("../../presets/websocket-echo.toml")),
+    ("mqtt", include_str!("../../presets/mqtt.toml")),
 ];
 
 /// The text of a preset.

@@ -132,3 +132,41 @@ fn bodies_of_custom_frames_are_text_or_hexadecimal() {
     let both = "[[custom]]\ncommand = 0x300\nbody = \"x\"\nbody_hex = \"00\"";
     assert!(refusal(both).contains("not both"));
 }
+
+#[test]
+fn what_a_protocol_cannot_do_is_said_and_not_left_out() {
+    let mqtt = "protocol = \"mqtt\"\n";
+    let echo = "protocol = \"websocket_echo\"\n";
+    for (head, text, words) in [
+        (mqtt, "[group_chat]\nper_second = 1", "group_chat: mqtt has no groups; a topic with many"),
+        (echo, "[group_chat]\nper_second = 1", "group_chat: websocket_echo has no groups"),
+        (echo, "[room_broadcast]\nper_second = 1", "there are no rooms"),
+        (mqtt, "[[custom]]\ncommand = 0x300", "custom: mqtt has no frames"),
+        (mqtt, "[heartbeat]\nclosed_loop = 1", "no closed loop of pings"),
+        (mqtt, "[mqtt]\nqos = 2", "mqtt.qos: must be 0 or 1: quality of service 2"),
+        (mqtt, "[mqtt]\npassword = \"x\"", "no password without a user name"),
+        (mqtt, "[mqtt]\ntopic_prefix = \"a/#\"", "topic_prefix"),
+        (mqtt, "[mqtt]\nkeep_alive = \"1500ms\"", "whole seconds"),
+        (mqtt, "[mqtt]\nqos = 0\n[single_chat]\nclosed_loop = 1", "there is no closed loop"),
+        (mqtt, "[websocket_echo]\ntext = true", "only protocol = \"websocket_echo\" has it"),
+        ("", "[mqtt]\nqos = 1", "and this is millrace"),
+        (echo, "[websocket_echo]\nmessage = \"x\"", "must hold {payload} once"),
+        (echo, "[websocket_echo]\nsubprotocol = \"a b\"", "no name of a subprotocol"),
+        (mqtt, "[[population]]\nname = \"a\"\ntransport = \"websocket\"", "transport of its own"),
+        (
+            echo,
+            "[[population]]\nname = \"a\"\ndevices = { ios = 1 }",
+            "no LOGIN that names devices",
+        ),
+        ("protocol = \"amqp\"\n", "", "`mqtt`"),
+    ] {
+        let said = refusal(&format!("{head}{text}"));
+        assert!(said.contains(words), "{text}: {said}");
+    }
+    let plan = |text: &str| Scenario::parse(text, "t").expect(text).plan(1).expect("a plan");
+    assert_eq!(plan(mqtt).population.transport(7), Transport::Tcp);
+    assert_eq!(plan(echo).population.transport(7), Transport::WebSocket);
+    let alone = "protocol = \"websocket_echo\"\nconnections = 1\n[single_chat]\nper_second = 1\n\
+        [generator]\nthreads = 1";
+    assert!(plan(alone).has_single_chat(), "an echo needs nobody else");
+}
