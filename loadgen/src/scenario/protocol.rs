@@ -218,6 +218,9 @@ impl Scenario {
         if prefix.is_empty() || prefix.len() > 1000 || prefix.contains(['+', '#', '\0']) {
             return bad("mqtt.topic_prefix", "must have 1 to 1000 bytes without +, # and zeros");
         }
+        if self.user_prefix.contains(['+', '#', '\0']) {
+            return bad("user_prefix", "is a part of topics: without +, # and zeros");
+        }
         if mqtt.password.is_some() && mqtt.username.is_none() {
             return bad("mqtt.password", "MQTT 3.1.1 has no password without a user name");
         }

@@ -146,6 +146,7 @@ fn what_a_protocol_cannot_do_is_said_and_not_left_out() {
         (mqtt, "[mqtt]\nqos = 2", "mqtt.qos: must be 0 or 1: quality of service 2"),
         (mqtt, "[mqtt]\npassword = \"x\"", "no password without a user name"),
         (mqtt, "[mqtt]\ntopic_prefix = \"a/#\"", "topic_prefix"),
+        ("protocol = \"mqtt\"\nuser_prefix = \"a#\"\n", "", "user_prefix: is a part of topics"),
         (mqtt, "[mqtt]\nkeep_alive = \"1500ms\"", "whole seconds"),
         (mqtt, "[mqtt]\nqos = 0\n[single_chat]\nclosed_loop = 1", "there is no closed loop"),
         (mqtt, "[websocket_echo]\ntext = true", "only protocol = \"websocket_echo\" has it"),

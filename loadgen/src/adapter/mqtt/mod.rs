@@ -51,10 +51,13 @@ fn refusal(code: u8) -> (String, bool) {
     (format!("CONNACK {code}: {words}"), is_final)
 }
 
-fn topic(prefix: &str, run: u32, target: Target) -> String {
+/// The topic that somebody of this run listens to. It names the run and the users' prefix, so that
+/// neither runs nor generators on one broker meet.
+fn topic(prefix: &str, population: &Population, target: Target) -> String {
+    let Population { run, user_prefix, .. } = population;
     match target {
-        ROOM => format!("{prefix}/{run:08x}/room"),
-        user => format!("{prefix}/{run:08x}/user/{}", user.index()),
+        ROOM => format!("{prefix}/{run:08x}/{user_prefix}/room"),
+        user => format!("{prefix}/{run:08x}/{user_prefix}/user/{}", user.index()),
     }
 }
 
@@ -65,6 +68,7 @@ fn target(topic: &str, prefix: &str, population: &Population) -> Option<Target> 
     if u32::from_str_radix(run, 16) != Ok(population.run) {
         return None;
     }
+    let rest = rest.strip_prefix('/')?.strip_prefix(population.user_prefix.as_str())?;
     match rest.strip_prefix('/')? {
         "room" => Some(ROOM),
         rest => {
@@ -78,13 +82,13 @@ impl Mqtt {
     /// Writes what this user wants to hear. Answers whether there is anything.
     fn subscribe(user: u32, cx: &Context, out: &mut Vec<u8>) -> bool {
         let mqtt = &cx.settings.mqtt;
-        let (prefix, run) = (&mqtt.topic_prefix, cx.population.run);
+        let (prefix, population) = (&mqtt.topic_prefix, &cx.population);
         let mut filters = Vec::new();
         if cx.settings.has_inboxes {
-            write_filter(&mut filters, &topic(prefix, run, Target::user(user)), mqtt.qos);
+            write_filter(&mut filters, &topic(prefix, population, Target::user(user)), mqtt.qos);
         }
-        if cx.population.is_room_member(user) && !cx.population.is_publisher(user) {
-            write_filter(&mut filters, &topic(prefix, run, ROOM), mqtt.qos);
+        if population.is_room_member(user) && !population.is_publisher(user) {
+            write_filter(&mut filters, &topic(prefix, population, ROOM), mqtt.qos);
         }
         if !filters.is_empty() {
             Packet::Subscribe { id: SUBSCRIBE_ID, filters: &filters }.write(out);
@@ -183,7 +187,7 @@ impl Adapter for Mqtt {
 
     fn write_message(cx: &mut Context, out: &mut Vec<u8>, message: &Outgoing<'_>) {
         let mqtt = &cx.settings.mqtt;
-        let topic = topic(&mqtt.topic_prefix, cx.population.run, message.target);
+        let topic = topic(&mqtt.topic_prefix, &cx.population, message.target);
         let packet = Packet::Publish {
             qos: mqtt.qos,
             duplicate: message.is_again && mqtt.qos > 0,
@@ -231,13 +235,19 @@ mod tests {
     fn a_topic_names_the_run_and_whom_it_is_for() {
         let population = Population::uniform(10, 0.0, "load", 0xABC);
         for to in [ROOM, Target::user(0), Target::user(9)] {
-            let topic = topic("a/b", population.run, to);
-            assert!(topic.starts_with("a/b/00000abc/"), "{topic}");
+            let topic = topic("a/b", &population, to);
+            assert!(topic.starts_with("a/b/00000abc/load/"), "{topic}");
             assert_eq!(target(&topic, "a/b", &population), Some(to));
             assert_eq!(target(&topic, "a", &population), None);
         }
-        for other in ["", "a/b", "a/b/00000abc/user/10", "a/b/00000abd/room", "a/b/00000abc/user/x"]
-        {
+        for other in [
+            "",
+            "a/b",
+            "a/b/00000abc/load/user/10",
+            "a/b/00000abd/load/room",
+            "a/b/00000abc/other/room",
+            "a/b/00000abc/load/user/x",
+        ] {
             assert_eq!(target(other, "a/b", &population), None, "{other}");
         }
     }
