@@ -1,4 +1,4 @@
-//! What the run's coordinator and the generator threads say to each other: a phase, a snapshot
+//! What the thread that leads a run and the generator threads say to each other: a phase, a snapshot
 //! of counters, the records, and pulls to make. Everything is looked at a few times a second and
 //! bounded; nobody waits for anybody.
 
@@ -84,7 +84,7 @@ pub struct Snapshot {
 pub struct Slot {
     /// Published a few times a second.
     snapshot: Mutex<Snapshot>,
-    /// Latencies and lateness since the coordinator last took them.
+    /// Latencies and lateness since they were last taken.
     recent: Mutex<Recent>,
     /// Pulls to make; at most `verify::REPAIRS_MAX`.
     repairs: Mutex<VecDeque<Range>>,
@@ -163,7 +163,7 @@ impl Slot {
         self.log_wanted.store(true, Ordering::Release);
     }
 
-    /// Whether the coordinator wants the records; answers `true` once for each wish.
+    /// Whether the records are wanted; answers `true` once for each wish.
     pub fn is_log_wanted(&self) -> bool {
         self.log_wanted.swap(false, Ordering::AcqRel)
     }
@@ -173,7 +173,7 @@ impl Slot {
         self.part_wanted.store(start_ns, Ordering::Release);
     }
 
-    /// When the part began that the coordinator wants; once for each wish.
+    /// When the part began that is wanted; once for each wish.
     pub fn wanted_part(&self) -> Option<u64> {
         Some(self.part_wanted.swap(0, Ordering::AcqRel)).filter(|start_ns| *start_ns > 0)
     }

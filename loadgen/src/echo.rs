@@ -16,7 +16,7 @@ use crate::{
     client::{Endings, Endpoint},
     clock::Clock,
     control::{Control, Phase, Snapshot},
-    coordinator::{Crew, Wait},
+    crew::{Crew, Wait},
     driver::{self, Action, Fleet},
     engine::{self, Records},
     exit::RunError,

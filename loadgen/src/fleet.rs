@@ -1,4 +1,5 @@
-//! The users of one thread, whatever they speak: ramp, schedule, timers, and the talk with the coordinator.
+//! The users of one thread, whatever they speak: ramp, schedule, timers, and the talk with whoever leads the
+//! run.
 //!
 //! Users are dealt to the threads in turn: user u lives on thread u mod threads.
 

@@ -10,7 +10,7 @@
 //!   a scenario that arguments describe; [`echo`]: the one that speaks to other servers, too
 //! - [`scenario`]: the file, its presets, and the plan that is made of it
 //! - [`engine`]: runs a plan from the ramp to the report
-//! - [`coordinator`]: leads the threads through the phases; [`control`]: what they say to each
+//! - [`crew`]: leads the threads through the phases; [`control`]: what they say to each
 //!   other
 //! - [`fleet`]: the users of one thread; [`driver`]: one thread's loop over io_uring
 //! - [`population`]: who the users are and who talks to whom; [`pacer`], [`load`]: when; [`slow`]:
@@ -27,7 +27,7 @@
 //! - [`doctor`]: whether this machine can; [`plan`]: which machines can, from the [`ledger`];
 //!   [`predict`]: what the ledger says of a run, beside what [`observe`] saw
 //!
-//! The arrows run downward: subcommands → engine → coordinator → fleet → client → log, record,
+//! The arrows run downward: subcommands → engine → crew → fleet → client → log, record,
 //! population.
 
 pub mod adapter;
@@ -37,8 +37,8 @@ pub mod client;
 pub mod clock;
 pub mod compare;
 pub mod control;
-pub mod coordinator;
 pub mod cpu;
+pub mod crew;
 pub mod doctor;
 pub mod driver;
 pub mod echo;

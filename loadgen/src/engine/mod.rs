@@ -17,7 +17,7 @@ use crate::{
     client::Endings,
     clock::Clock,
     control::{Phase, Snapshot},
-    coordinator::{Crew, Wait},
+    crew::{Crew, Wait},
     exit::RunError,
     groups,
     health::Meter,

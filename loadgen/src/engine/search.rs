@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Records;
 use crate::{
     control::Slot,
-    coordinator::{Crew, Wait},
+    crew::{Crew, Wait},
     exit::RunError,
     record::Metric,
     report::{Breakpoint, judge::Measured},

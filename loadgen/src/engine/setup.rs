@@ -14,7 +14,7 @@ use crate::{
     client::{Client, Context, Settings, Tokens},
     clock::Clock,
     control::Control,
-    coordinator::Crew,
+    crew::Crew,
     driver::{self, Options},
     exit::RunError,
     fleet::{ChatFleet, Share},
