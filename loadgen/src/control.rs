@@ -13,7 +13,7 @@ use std::{
 use crate::{
     log::{Log, Range},
     record::{Counters, Recent},
-    windows::Part,
+    windows::{Fresh, Part, merge_fresh},
 };
 
 /// Where the run stands.
@@ -52,6 +52,15 @@ impl Phase {
     }
 }
 
+/// What processes use.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+pub struct Usage {
+    /// Processor time so far, seconds.
+    pub cpu_seconds: f64,
+    /// Resident memory.
+    pub resident_bytes: u64,
+}
+
 /// A thread's state as it last published it.
 #[derive(Debug, Default, Clone)]
 pub struct Snapshot {
@@ -76,6 +85,8 @@ pub struct Snapshot {
     pub pulls: u64,
     /// Records held.
     pub records: u64,
+    /// Processor time and memory of the generators, where they are other processes than this one.
+    pub elsewhere: Option<Usage>,
     /// The first few errors in words.
     pub errors: Vec<String>,
 }
@@ -93,6 +104,8 @@ pub struct Slot {
     /// The beginning of the part of the run whose windows are wanted; 0: none is.
     part_wanted: AtomicU64,
     part: Mutex<Option<Part>>,
+    /// What was measured since somebody last took it, if somebody does.
+    fresh: Mutex<Fresh>,
 }
 
 /// See the module.
@@ -101,6 +114,7 @@ pub struct Control {
     load_start_ns: AtomicU64,
     /// When the load ends before its time; `u64::MAX`: it does not.
     load_cut_ns: AtomicU64,
+    is_abandoned: AtomicBool,
     /// One for each thread.
     pub slots: Vec<Slot>,
 }
@@ -119,6 +133,7 @@ impl Slot {
             log: Mutex::default(),
             part_wanted: AtomicU64::new(0),
             part: Mutex::default(),
+            fresh: Mutex::default(),
         }
     }
 
@@ -188,6 +203,16 @@ impl Slot {
         lock(&self.part).take()
     }
 
+    /// Adds what the thread measured lately.
+    pub fn give_fresh(&self, fresh: Fresh) {
+        merge_fresh(&mut lock(&self.fresh), fresh);
+    }
+
+    /// Takes what the thread measured lately.
+    pub fn take_fresh(&self) -> Fresh {
+        std::mem::take(&mut *lock(&self.fresh))
+    }
+
     /// Hands the records over.
     pub fn give_log(&self, log: Log) {
         *lock(&self.log) = Some(log);
@@ -206,6 +231,7 @@ impl Control {
             phase: AtomicU8::new(Phase::Ramp as u8),
             load_start_ns: AtomicU64::new(0),
             load_cut_ns: AtomicU64::new(u64::MAX),
+            is_abandoned: AtomicBool::new(false),
             slots: (0..threads).map(|_| Slot::new()).collect(),
         }
     }
@@ -236,6 +262,16 @@ impl Control {
         Some(self.load_cut_ns.load(Ordering::Acquire)).filter(|at_ns| *at_ns != u64::MAX)
     }
 
+    /// Ends the threads at once, with whatever they are doing; their connections break.
+    pub fn abandon(&self) {
+        self.is_abandoned.store(true, Ordering::Release);
+    }
+
+    /// Whether the threads are to end at once.
+    pub fn is_abandoned(&self) -> bool {
+        self.is_abandoned.load(Ordering::Acquire)
+    }
+
     /// When the load starts.
     pub fn load_start_ns(&self) -> u64 {
         self.load_start_ns.load(Ordering::Acquire)
@@ -245,23 +281,34 @@ impl Control {
     pub fn snapshot(&self) -> Snapshot {
         let mut sum = Snapshot::default();
         for slot in &self.slots {
-            let one = slot.snapshot();
-            sum.counters.merge(&one.counters);
-            sum.ready += one.ready;
-            sum.done += one.done;
-            sum.absent += one.absent;
-            sum.outstanding += one.outstanding;
-            sum.away += one.away;
-            sum.seats += one.seats;
-            sum.owed += one.owed;
-            sum.pulls += one.pulls;
-            sum.records += one.records;
-            for error in one.errors {
-                if !sum.errors.contains(&error) {
-                    sum.errors.push(error);
-                }
-            }
+            sum.merge(slot.snapshot());
         }
         sum
+    }
+}
+
+impl Snapshot {
+    /// Adds another's state.
+    pub fn merge(&mut self, one: Self) {
+        self.counters.merge(&one.counters);
+        self.ready += one.ready;
+        self.done += one.done;
+        self.absent += one.absent;
+        self.outstanding += one.outstanding;
+        self.away += one.away;
+        self.seats += one.seats;
+        self.owed += one.owed;
+        self.pulls += one.pulls;
+        self.records += one.records;
+        if let Some(usage) = one.elsewhere {
+            let sum = self.elsewhere.get_or_insert_default();
+            sum.cpu_seconds += usage.cpu_seconds;
+            sum.resident_bytes += usage.resident_bytes;
+        }
+        for error in one.errors {
+            if !self.errors.contains(&error) {
+                self.errors.push(error);
+            }
+        }
     }
 }

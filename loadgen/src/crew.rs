@@ -22,6 +22,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const SECOND_NS: u64 = 1_000_000_000;
 /// A thread that does not hand its records over for this long is stuck.
 const COLLECT_NS_MAX: u64 = 10 * SECOND_NS;
+/// Threads that are abandoned end within this time, or are left behind.
+const ABANDON_MAX: Duration = Duration::from_secs(5);
 
 /// The generator threads of a run, each of which ends with a `T`.
 pub struct Crew<T> {
@@ -147,7 +149,7 @@ impl<T: Send + 'static> Crew<T> {
         self.watcher = None;
         let until_ns = self.clock.now_ns() + at_most.as_nanos() as u64;
         let mut results = Vec::new();
-        for thread in self.threads {
+        for thread in std::mem::take(&mut self.threads) {
             while !thread.is_finished() {
                 if self.clock.now_ns() > until_ns {
                     return Err(RunError::aborted("sessions did not end in time"));
@@ -160,5 +162,18 @@ impl<T: Send + 'static> Crew<T> {
             );
         }
         Ok(results)
+    }
+}
+
+/// A run that ends before its time, for whatever reason, leaves no connection and no thread behind.
+impl<T> Drop for Crew<T> {
+    fn drop(&mut self) {
+        self.control.abandon();
+        let until = std::time::Instant::now() + ABANDON_MAX;
+        while self.threads.iter().any(|thread| !thread.is_finished())
+            && std::time::Instant::now() < until
+        {
+            std::thread::sleep(LOOK_EVERY / 10);
+        }
     }
 }

@@ -451,9 +451,10 @@ impl Fleet for EchoFleet {
     }
 
     fn is_finished(&self) -> bool {
-        self.control.phase() == Phase::Leave
+        let has_left = self.control.phase() == Phase::Leave
             && self.actions.is_empty()
-            && self.ended == self.stations.len() as u64
+            && self.ended == self.stations.len() as u64;
+        has_left || self.control.is_abandoned()
     }
 }
 
@@ -505,7 +506,7 @@ pub fn run(arguments: &EchoArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
             }
         })?;
 
-    let ramp_time = engine::ramp(&mut crew, connections, 0)?;
+    let ramp_time = engine::ramp(&mut crew, connections, 0, clock.now_ns())?;
     let mut meter = Meter::new(1_000_000_000);
     let start_ns = clock.now_ns() + LOAD_LEAD_NS;
     crew.control.start_load(start_ns);
@@ -566,6 +567,7 @@ pub fn run(arguments: &EchoArguments, aborted: &Arc<AtomicBool>) -> Result<Repor
             (Counter::ConnectionsLost, "connections ended that should not have"),
         ],
         failures,
+        broken: None,
         thresholds: &arguments.result.threshold,
         generator,
         allow_saturated: arguments.allow_late,

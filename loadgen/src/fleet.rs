@@ -9,7 +9,7 @@ use crate::{
     client::{Context, Manner, NS_PER_MS, Standing, Wish},
     control::{Control, Phase, Slot, Snapshot},
     driver::{Action, Fleet},
-    load::{Load, Moment, locals},
+    load::{Load, Moment, Place, locals},
     log::Log,
     pacer::Pacer,
     population::Target,
@@ -41,6 +41,10 @@ pub struct Share {
     pub windows_max: usize,
     /// Where they connect from.
     pub sources: Sources,
+    /// Which process this is of the ones that share the load.
+    pub place: Place,
+    /// Somebody takes what was measured while the run goes on.
+    pub streams: bool,
 }
 
 /// Connections that may be in the making at once: a ramp faster than the server waits.
@@ -124,8 +128,11 @@ impl<U: User> ChatFleet<U> {
         let visitors = clients.iter().filter(|one| population.part(one.user()).visits).count();
         let arriving = count - visitors;
         let ramp_ns = (arriving as f64 / share.ramp_per_second * 1e9).ceil() as u64;
-        let phase = f64::from(share.thread) / f64::from(share.threads);
+        let phase = share.place.phase(share.thread, share.threads);
         cx.record.windows = Windows::new(share.window_ns, share.windows_max);
+        if share.streams {
+            cx.record.windows.keep_fresh();
+        }
         cx.record.windows.begin(share.ramp_start_ns);
         Self {
             timers: Timers::new(count, now_ns),
@@ -160,6 +167,8 @@ impl<U: User> ChatFleet<U> {
         let ready = self.tally.of(Standing::Ready) as u64;
         let record = &mut self.cx.record;
         record.windows.close(&record.counters, ready);
+        let slot = &self.control.slots[self.share.thread as usize];
+        slot.give_fresh(record.windows.take_fresh());
         (self.cx.record, self.cx.endings, self.cx.errors)
     }
 
@@ -260,8 +269,8 @@ impl<U: User> ChatFleet<U> {
 
     fn begin_load(&mut self, now_ns: u64) -> Load {
         let start_ns = self.control.load_start_ns();
-        let Share { plan, thread, threads, .. } = self.share.clone();
-        let load = Load::new(&plan, thread, threads, start_ns);
+        let Share { plan, thread, threads, place, .. } = self.share.clone();
+        let load = Load::new(&plan, (thread, threads), place, start_ns);
         for stage in &plan.stages {
             self.cx.record.windows.begin(start_ns + stage.offset_ns);
         }
@@ -476,10 +485,12 @@ impl<U: User> ChatFleet<U> {
             owed: if self.control.phase() >= Phase::Settle { self.owed() } else { 0 },
             pulls: self.cx.pulls_outstanding + self.slot().repairs_waiting(),
             records: self.cx.log.records() as u64,
+            elsewhere: None,
             errors: self.cx.errors.clone(),
         };
         let slot = &self.control.slots[self.share.thread as usize];
         slot.publish(snapshot, |recent| self.cx.record.take_recent(recent));
+        slot.give_fresh(self.cx.record.windows.take_fresh());
         if let Some(start_ns) = slot.wanted_part() {
             let record = &mut self.cx.record;
             record.windows.close(&record.counters, self.tally.of(Standing::Ready) as u64);
@@ -574,8 +585,9 @@ impl<U: User> Fleet for ChatFleet<U> {
     }
 
     fn is_finished(&self) -> bool {
-        self.control.phase() == Phase::Leave
+        let has_left = self.control.phase() == Phase::Leave
             && self.leaving.is_some()
-            && self.tally.of(Standing::Done) == self.clients.len()
+            && self.tally.of(Standing::Done) == self.clients.len();
+        has_left || self.control.is_abandoned()
     }
 }

@@ -72,6 +72,11 @@ impl Meter {
         }
     }
 
+    /// From samples of several processes together: when, and the CPU seconds until then.
+    pub fn of_samples(samples: Vec<(u64, f64)>) -> Self {
+        Self { samples, ..Self::new(1) }
+    }
+
     /// The measured time is over.
     pub fn finish(&mut self, now_ns: u64) {
         self.samples.push((now_ns, cpu::seconds()));
@@ -265,6 +270,42 @@ impl Generator {
         generator
     }
 
+    /// Several generators in one: the lateness of all together, and spoilt if one of them is, which is
+    /// named.
+    pub fn merged(
+        late: &Histogram<u64>,
+        parts: &[(&str, &Self)],
+        limits: &GeneratorSection,
+    ) -> Self {
+        let p99_max = limits.late_p99_max.as_millis() * 1000;
+        let mut sum = Self {
+            late_p99_us: late.value_at_quantile(0.99),
+            late_p999_us: late.value_at_quantile(0.999),
+            late_max_us: late.max(),
+            moments: late.len(),
+            late_sends: late.len() - late.count_between(0, p99_max),
+            ..Self::default()
+        };
+        for (name, part) in parts {
+            sum.cpu_seconds += part.cpu_seconds;
+            sum.cpu_percent += part.cpu_percent;
+            let busiest = sum.busiest_thread_cpu_percent.max(part.busiest_thread_cpu_percent);
+            sum.busiest_thread_cpu_percent = busiest;
+            sum.waited_percent = sum.waited_percent.max(part.waited_percent);
+            sum.saturated |= part.saturated;
+            sum.reasons.extend(part.reasons.iter().map(|reason| format!("agent {name}: {reason}")));
+            for rule in &part.rules {
+                match sum.rules.iter_mut().find(|known| known.name == rule.name) {
+                    // The worst of them.
+                    Some(known) if rule.observed > known.observed => *known = rule.clone(),
+                    Some(_) => {}
+                    None => sum.rules.push(rule.clone()),
+                }
+            }
+        }
+        sum
+    }
+
     fn rule(&mut self, name: &str, unit: &str, limit: f64, observed: f64, broken: bool) {
         let (name, unit) = (name.to_owned(), unit.to_owned());
         self.rules.push(Rule { name, unit, limit, observed, broken });
@@ -359,5 +400,25 @@ mod tests {
         assert!((meter.percent(500_000_000, 1_500_000_000) - 25.0).abs() < 1e-9);
         assert!(meter.percent(1_000_000_000, 2_000_000_000).abs() < 1e-9);
         assert!((meter.cpu_seconds() - 0.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn one_spoilt_generator_of_several_spoils_them_all_and_is_named() {
+        let (good, bad) = (late(&[(1_000, 10_000)]), late(&[(600_000, 5)]));
+        let parts = [judge(&good, |_, _| {}), judge(&bad, |_, _| {})];
+        let mut all = good.histograms().swap_remove(Metric::Late as usize);
+        all.add(&bad.histograms()[Metric::Late as usize]).expect("the same bounds");
+        let limits = GeneratorSection::default();
+        let merged = Generator::merged(&all, &[("a:1", &parts[0]), ("b:1", &parts[1])], &limits);
+        assert!(merged.late_p99_us < 2_000, "all together look well: {merged:?}");
+        assert_eq!((merged.moments, merged.late_sends, merged.rules.len()), (10_005, 5, 4));
+        assert!(merged.saturated, "{merged:?}");
+        assert!(
+            merged.reasons.iter().all(|reason| reason.starts_with("agent b:1: ")),
+            "{merged:?}"
+        );
+        assert!(merged.rules.iter().any(|rule| rule.name == "late_p99_max" && rule.broken));
+        let well = Generator::merged(&all, &[("a:1", &parts[0])], &limits);
+        assert!(!well.saturated && well.reasons.is_empty(), "{well:?}");
     }
 }

@@ -37,6 +37,27 @@ pub struct Load {
     is_cut: bool,
 }
 
+/// Which of several processes that share a load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Counted from 0.
+    pub number: u32,
+    /// How many there are.
+    pub of: u32,
+}
+
+impl Place {
+    /// The only one.
+    pub const ALONE: Self = Self { number: 0, of: 1 };
+
+    /// Where in an interval (0 to 1) a thread's schedules have their moments, so that the threads of all
+    /// processes take turns as those of one would.
+    pub fn phase(self, thread: u32, threads: u32) -> f64 {
+        let within = f64::from(self.number) / f64::from(self.of);
+        (f64::from(thread) + within) / f64::from(threads)
+    }
+}
+
 /// The places in a thread of the users of a range. User u lives on thread u mod threads.
 pub fn locals(users: &Range<u32>, thread: u32, threads: u32) -> Range<u32> {
     let place = |user: u32| user.saturating_sub(thread).div_ceil(threads);
@@ -44,10 +65,10 @@ pub fn locals(users: &Range<u32>, thread: u32, threads: u32) -> Range<u32> {
 }
 
 impl Load {
-    /// The schedules of a thread for a load that begins at `start_ns`.
-    pub fn new(plan: &Plan, thread: u32, threads: u32, start_ns: u64) -> Self {
+    /// The schedules of a thread (which, of how many) of a process for a load that begins at `start_ns`.
+    pub fn new(plan: &Plan, (thread, threads): (u32, u32), place: Place, start_ns: u64) -> Self {
         let slopes = plan.slopes();
-        let phase = f64::from(thread) / f64::from(threads);
+        let phase = place.phase(thread, threads);
         let schedule = |stream: &Stream| {
             let users = locals(&stream.users, thread, threads);
             let part = users.len() as f64 / stream.users.len().max(1) as f64;
@@ -111,7 +132,22 @@ impl Load {
 
 #[cfg(test)]
 mod tests {
-    use super::locals;
+    use super::{Place, locals};
+
+    #[test]
+    fn the_threads_of_several_processes_take_turns_as_those_of_one_would() {
+        let phases = |of: u32, threads: u32| {
+            let each = (0..of).flat_map(|number| {
+                (0..threads).map(move |thread| Place { number, of }.phase(thread, threads))
+            });
+            let mut phases: Vec<_> = each.map(|phase| (phase * 1e9).round() as u64).collect();
+            phases.sort_unstable();
+            phases
+        };
+        for (of, threads) in [(1, 6), (2, 3), (3, 2), (6, 1)] {
+            assert_eq!(phases(of, threads), phases(1, 6), "{of} processes of {threads} threads");
+        }
+    }
 
     #[test]
     fn every_user_of_a_range_lives_on_one_thread_only() {

@@ -207,6 +207,19 @@ impl Faults {
         }
     }
 
+    /// Counts several, of some of which there is a description.
+    pub fn add_many(
+        &mut self,
+        kind: FaultKind,
+        count: u64,
+        descriptions: &mut dyn Iterator<Item = &str>,
+    ) {
+        self.counts[kind as usize] += count;
+        let known = self.examples.iter().filter(|(known, _)| *known == kind).count();
+        let wanted = EXAMPLES_MAX.saturating_sub(known);
+        self.examples.extend(descriptions.take(wanted).map(|text| (kind, text.to_owned())));
+    }
+
     /// How many of a kind.
     pub fn count(&self, kind: FaultKind) -> u64 {
         self.counts[kind as usize]

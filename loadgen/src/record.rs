@@ -216,6 +216,20 @@ pub fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, HIGHEST_US, 3).expect("the bounds are constants and valid")
 }
 
+impl Metric {
+    /// Whether it is what a view shows as the latency of the moment: what arrives from the server.
+    pub const fn is_live(self) -> bool {
+        matches!(
+            self,
+            Self::DeliverySingle
+                | Self::DeliveryGroup
+                | Self::DeliveryRoom
+                | Self::Custom
+                | Self::Echo
+        )
+    }
+}
+
 /// Counters and refusals; cheap to copy.
 #[derive(Clone, Debug)]
 pub struct Counters {
@@ -248,6 +262,19 @@ impl Counters {
     /// Counts an answer that carried `code` (not 0).
     pub fn add_code(&mut self, code: u32) {
         self.codes[(code as usize).min(CODES - 1)] += 1;
+    }
+
+    /// All of them in order of their tables: counters, and answers by code.
+    pub fn tables(&self) -> (&[u64], &[u64]) {
+        (&self.values, &self.codes)
+    }
+
+    /// From tables that may be cut after their last number; `None`: they are longer than ours.
+    pub fn of_tables(values: &[u64], codes: &[u64]) -> Option<Self> {
+        let mut counters = Self::default();
+        counters.values.get_mut(..values.len())?.copy_from_slice(values);
+        counters.codes.get_mut(..codes.len())?.copy_from_slice(codes);
+        Some(counters)
     }
 
     /// Answers with a code other than 0, by label; `unknown` collects foreign numbers.
@@ -338,19 +365,25 @@ impl Default for Recorder {
 }
 
 impl Recorder {
+    /// What windows have recorded, in all.
+    pub fn of_windows(windows: Windows) -> Self {
+        let mut recorder = Self::default();
+        for window in windows.parts().iter().flat_map(|part| &part.windows) {
+            recorder.counters.merge(&window.counters);
+            for (metric, sparse) in window.latencies() {
+                sparse.add_to(&mut recorder.histograms[*metric as usize]);
+            }
+        }
+        recorder.windows = windows;
+        recorder
+    }
+
     /// Records a span of `ns` nanoseconds that ends now.
     pub fn record(&mut self, metric: Metric, ns: u64) {
         let us = (ns / 1000).max(1);
         self.histograms[metric as usize].saturating_record(us);
         self.windows.record(metric, us, self.now_ns.saturating_sub(ns));
-        if matches!(
-            metric,
-            Metric::DeliverySingle
-                | Metric::DeliveryGroup
-                | Metric::DeliveryRoom
-                | Metric::Custom
-                | Metric::Echo
-        ) {
+        if metric.is_live() {
             self.recent.latency.saturating_record(us);
         } else if metric == Metric::Late {
             self.recent.late.saturating_record(us);

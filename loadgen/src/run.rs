@@ -9,6 +9,7 @@ use crate::{
     cli::{RunArguments, ScenarioCommand},
     engine::{self, Job},
     exit::RunError,
+    load::Place,
     report::Report,
     scenario::{Scenario, presets},
     target::Target,
@@ -30,14 +31,17 @@ pub fn run(arguments: &RunArguments, aborted: &Arc<AtomicBool>) -> Result<Report
         source_addresses: section.source_addresses.clone(),
         ..Target::default()
     });
-    engine::run(&Job {
+    let job = Job {
         command: "run",
         scenario: &scenario,
         source: loaded.source,
         target: &target,
         view: arguments.result.view(),
         aborted,
-    })
+        place: Place::ALONE,
+        login_key: None,
+    };
+    engine::run(&job)
 }
 
 /// Applies what the arguments say.

@@ -7,6 +7,7 @@ use crate::{
     engine::{self, Job},
     exit::RunError,
     live::View,
+    load::Place,
     report::Report,
     scenario::{
         GroupChat, Heartbeat, PopulationSection, PresenceChurn, RoomBroadcast, Scenario,
@@ -129,7 +130,9 @@ fn run_scenario(
     view: View,
     aborted: &Arc<AtomicBool>,
 ) -> Result<Report, RunError> {
-    engine::run(&Job { command, scenario, source: "arguments", target, view, aborted })
+    let (place, login_key) = (Place::ALONE, None);
+    let source = "arguments";
+    engine::run(&Job { command, scenario, source, target, view, aborted, place, login_key })
 }
 
 /// Runs `chat`.

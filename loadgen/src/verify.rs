@@ -41,6 +41,20 @@ pub struct Verdict {
     pub users_unasked: u64,
 }
 
+impl Verdict {
+    /// Adds that of another part of the users, who have no conversation with these.
+    pub fn merge(&mut self, other: &Self) {
+        self.faults.merge(&other.faults);
+        self.acked += other.acked;
+        self.expected += other.expected;
+        self.found += other.found;
+        self.stored_unanswered += other.stored_unanswered;
+        self.conversations += other.conversations;
+        self.unverified += other.unverified;
+        self.users_unasked += other.users_unasked;
+    }
+}
+
 /// All records of a run, in the order the checks need.
 pub struct Verifier<'a> {
     population: &'a Population,

@@ -6,6 +6,8 @@
 //! stage of a run is judged by what was meant in it. The windows of a part of a run (the ramp, each
 //! stage, what comes after) together are the part's own histogram. Nothing is printed here.
 
+use std::collections::BTreeMap;
+
 use hdrhistogram::Histogram;
 
 use crate::record::{Counter, Counters, METRICS, Metric, histogram};
@@ -49,6 +51,13 @@ impl Sparse {
         other.buckets.iter().for_each(|(bucket, count)| self.add(*bucket, *count));
     }
 
+    /// From buckets and counts that came from elsewhere.
+    pub fn of_buckets(buckets: impl IntoIterator<Item = (u32, u32)>) -> Self {
+        let mut sparse = Self::default();
+        buckets.into_iter().for_each(|(low, count)| sparse.add(bucket_of(low), count));
+        sparse
+    }
+
     /// Buckets and counts, ascending.
     pub fn buckets(&self) -> &[(u32, u32)] {
         &self.buckets
@@ -87,6 +96,11 @@ impl Window {
     /// The latencies whose spans began in this window.
     pub fn latencies(&self) -> &[(Metric, Sparse)] {
         &self.latencies
+    }
+
+    /// Adds a latency that was measured elsewhere.
+    pub fn add_latency(&mut self, metric: Metric, sparse: &Sparse) {
+        self.latency(metric).merge(sparse);
     }
 
     /// Adds what another thread measured in the same window.
@@ -128,6 +142,17 @@ impl Part {
     }
 }
 
+/// What was measured since it was last taken: by the beginning of a part and the number of a window in
+/// it. All that was ever taken, merged, is the whole; `ready` is in the one that ended the window.
+pub type Fresh = BTreeMap<(u64, u32), Window>;
+
+/// Adds what was measured later.
+pub fn merge_fresh(into: &mut Fresh, later: Fresh) {
+    for (place, window) in later {
+        into.entry(place).or_default().merge(&window);
+    }
+}
+
 /// The windows of one thread, or of all together.
 #[derive(Clone, Debug)]
 pub struct Windows {
@@ -139,6 +164,8 @@ pub struct Windows {
     /// The counters when the present window began, and where it is.
     before: Counters,
     present: (usize, usize),
+    /// The same once more since it was last taken, if somebody takes it.
+    fresh: Option<Fresh>,
 }
 
 impl Windows {
@@ -150,7 +177,31 @@ impl Windows {
             parts: Vec::new(),
             before: Counters::default(),
             present: (0, 0),
+            fresh: None,
         }
+    }
+
+    /// From now on what is measured is also kept for [`Windows::take_fresh`].
+    pub fn keep_fresh(&mut self) {
+        self.fresh.get_or_insert_default();
+    }
+
+    /// What was measured since the last time; nothing unless it is kept.
+    pub fn take_fresh(&mut self) -> Fresh {
+        self.fresh.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Adds what somebody else measured in a window of the part that begins then.
+    pub fn add(&mut self, start_ns: u64, index: u32, window: &Window) {
+        let part = match self.parts.iter().position(|part| part.start_ns == start_ns) {
+            Some(part) => part,
+            None => {
+                self.parts.push(Part { start_ns, windows: Vec::new() });
+                self.parts.sort_by_key(|part| part.start_ns);
+                self.parts.partition_point(|part| part.start_ns < start_ns)
+            }
+        };
+        self.window((part, (index as usize).min(self.windows_max - 1))).merge(window);
     }
 
     /// A new part begins at this moment, which may lie ahead. What was recorded for the time after
@@ -180,10 +231,19 @@ impl Windows {
         &mut windows[index]
     }
 
+    /// Writes to a window, and to what is fresh of it.
+    fn write(&mut self, place: (usize, usize), write: impl Fn(&mut Window)) {
+        write(self.window(place));
+        if let Some(fresh) = &mut self.fresh {
+            let key = (self.parts[place.0].start_ns, place.1 as u32);
+            write(fresh.entry(key).or_default());
+        }
+    }
+
     /// A message was meant at this moment.
     pub fn meant(&mut self, at_ns: u64) {
         if let Some(place) = self.place(at_ns) {
-            self.window(place).meant += 1;
+            self.write(place, |window| window.meant += 1);
         }
     }
 
@@ -193,7 +253,7 @@ impl Windows {
         let place =
             self.place(began_ns).or(if self.parts.is_empty() { None } else { Some((0, 0)) });
         if let Some(place) = place {
-            self.window(place).latency(metric).record(us);
+            self.write(place, |window| window.latency(metric).record(us));
         }
     }
 
@@ -213,9 +273,10 @@ impl Windows {
         }
         let growth = counters.since(&self.before);
         self.before = counters.clone();
-        let window = self.window(self.present);
-        window.counters.merge(&growth);
-        window.ready = ready;
+        self.write(self.present, |window| {
+            window.counters.merge(&growth);
+            window.ready = ready;
+        });
     }
 
     /// Adds another thread's windows of the same parts.

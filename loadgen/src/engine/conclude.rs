@@ -1,6 +1,6 @@
 //! Makes the report of a run: the stages, the time line, and what must not have happened.
 
-use super::{Course, Job, Records, merge};
+use super::{Course, Job, Records};
 use crate::{
     exit::Exit,
     health::{Generator, Observed},
@@ -10,7 +10,7 @@ use crate::{
         WindowReport,
         judge::{Measured, rates},
     },
-    scenario::{StageKind, plan::PlannedStage},
+    scenario::{Scenario, StageKind, plan::PlannedStage},
     windows::{Part, Window, errors},
 };
 
@@ -34,28 +34,39 @@ const MUST_BE_ZERO: &[(Counter, &str)] = &[
 const MUST_ALWAYS_BE_ZERO: &[(Counter, &str)] =
     &[(Counter::ProtocolErrors, "bytes that break the protocol")];
 
-/// See the module.
-pub(super) fn report(job: &Job<'_>, course: &Course, records: &[Records]) -> Report {
-    let (record, endings, errors) = merge(records);
-    let scenario = job.scenario;
-    let stages = stages(course, &record);
-    let load_seconds = (course.load_end_ns - course.load_start_ns) as f64 / 1e9;
+fn load_seconds(course: &Course) -> f64 {
+    course.load_end_ns.saturating_sub(course.load_start_ns) as f64 / 1e9
+}
+
+/// The account of itself of the process that ran this.
+pub(crate) fn generator(scenario: &Scenario, course: &Course, record: &Recorder) -> Generator {
+    let stages = stages(course, record);
     let observed = Observed {
         late: record.of(Metric::Late),
         stages: stages.iter().map(|(stage, part)| (stage.name.as_str(), part)).collect(),
         meter: &course.meter,
-        load_seconds,
+        load_seconds: load_seconds(course),
         has_closed_loop: course.plan.has_closed_loop(),
     };
-    let generator = Generator::judge(&observed, &scenario.generator);
+    Generator::judge(&observed, &scenario.generator)
+}
+
+/// See the module.
+pub(crate) fn report(
+    job: &Job<'_>,
+    course: &Course,
+    (record, endings, errors): &Records,
+    generator: Generator,
+) -> Report {
+    let scenario = job.scenario;
+    let stages = stages(course, record);
+    let load_seconds = load_seconds(course);
     let stage_reports = stages.iter().map(|(stage, part)| stage_report(course, stage, part));
     let is_silent = course.plan.population.parts.iter().all(|part| !part.heartbeats);
-    let must_be_zero = if scenario.verdict.expect_faults || is_silent {
-        MUST_ALWAYS_BE_ZERO
-    } else {
-        MUST_BE_ZERO
-    };
-    let is_verified = course.plan.has_messages() || course.verdict.faults.total() > 0;
+    let is_lenient = scenario.verdict.expect_faults || is_silent || course.broken.is_some();
+    let must_be_zero = if is_lenient { MUST_ALWAYS_BE_ZERO } else { MUST_BE_ZERO };
+    let has_messages = course.plan.has_messages() && course.broken.is_none();
+    let is_verified = has_messages || course.verdict.faults.total() > 0;
     let recoveries_us = course
         .recoveries
         .iter()
@@ -64,10 +75,10 @@ pub(super) fn report(job: &Job<'_>, course: &Course, records: &[Records]) -> Rep
     let mut report = Report::new(Findings {
         command: job.command,
         configuration: configuration(job, course),
-        record: &record,
+        record,
         verdict: is_verified.then_some(&course.verdict),
-        endings: &endings,
-        errors,
+        endings,
+        errors: errors.clone(),
         times: Times {
             ramp_sessions: course.plan.population.users - course.plan.population.visitors(),
             ramp_seconds: course.ramp_seconds,
@@ -76,12 +87,13 @@ pub(super) fn report(job: &Job<'_>, course: &Course, records: &[Records]) -> Rep
         stages: stage_reports.collect(),
         recoveries_us,
         must_be_zero,
-        failures: failures(job, course, &record, &endings),
+        failures: failures(job, course, record, endings),
+        broken: course.broken.as_ref().map(|broken| broken.exit),
         thresholds: &scenario.thresholds,
         generator,
         allow_saturated: scenario.generator.allow_saturated,
     });
-    let unix_us_at = |ns: u64| course.clock.unix_ms_at_start() * 1000 + (ns / 1000) as i64;
+    let unix_us_at = |ns: u64| course.clock.unix_ns_at(ns).div_euclid(1000);
     let ramp_start_ns = record.windows.parts().first().map_or(0, |part| part.start_ns);
     report.started_at_unix_ms = unix_us_at(ramp_start_ns) / 1000;
     report.load_started_at_unix_us = unix_us_at(course.load_start_ns);
@@ -92,7 +104,8 @@ pub(super) fn report(job: &Job<'_>, course: &Course, records: &[Records]) -> Rep
         text: scenario.to_toml(),
     });
     report.phases = course.phases.clone();
-    report.windows = windows(course, &record, ramp_start_ns);
+    report.windows = windows(course, record, ramp_start_ns);
+    report.agents = course.agents.clone();
     report.breakpoint = course.breakpoint.clone();
     report.recoveries = course.recoveries.clone();
     debug_assert!(report.passed == (report.exit_code == Exit::Ok as u8), "one verdict");
@@ -106,6 +119,9 @@ fn failures(
     record: &Recorder,
     endings: &crate::client::Endings,
 ) -> Vec<String> {
+    if let Some(broken) = &course.broken {
+        return vec![broken.why.clone()];
+    }
     let (scenario, verdict) = (job.scenario, &course.verdict);
     let count = |counter: Counter| record.counters.get(counter);
     let mut failures = Vec::new();

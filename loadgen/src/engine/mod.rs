@@ -3,7 +3,8 @@
 //! `setup` makes the clients' settings and starts the threads, `search` looks for the breakpoint,
 //! `conclude` makes the report. What the users do in a phase is the fleet's business.
 
-mod conclude;
+pub(crate) mod conclude;
+pub mod lead;
 mod search;
 pub mod setup;
 
@@ -12,20 +13,22 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use self::lead::{Alone, Lead};
 use crate::{
     adapter::streams::{self, Streams},
     client::Endings,
     clock::Clock,
     control::{Phase, Snapshot},
     crew::{Crew, Wait},
-    exit::RunError,
+    exit::{Exit, RunError},
     groups,
     health::Meter,
     live::View,
+    load::Place,
     log::{Log, Names},
     population::Population,
     record::{Counter, Recorder},
-    report::{Breakpoint, PhaseReport, Recovery, Report},
+    report::{AgentReport, Breakpoint, PhaseReport, Recovery, Report},
     room::Board,
     scenario::{Protocol, Scenario, plan::Plan},
     target::Target,
@@ -48,8 +51,6 @@ const REPAIR_PAUSE: Duration = Duration::from_millis(500);
 /// Everything has arrived when nothing is missing at so many looks in a row; a look is 50 ms and
 /// a thread publishes every 100 ms.
 const QUIET_LOOKS: u32 = 8;
-/// The load begins this long after it was announced to the threads.
-const LOAD_LEAD_NS: u64 = 100_000_000;
 
 /// What to run, and how to call it.
 pub struct Job<'a> {
@@ -65,30 +66,58 @@ pub struct Job<'a> {
     pub view: View,
     /// Set by a signal.
     pub aborted: &'a Arc<AtomicBool>,
+    /// Which process this is of those that share the load.
+    pub place: Place,
+    /// What the scenario's `login.key_file` holds, where that file is on another machine.
+    pub login_key: Option<Vec<u8>>,
+}
+
+/// Why a run is no whole one, although it has something to report.
+#[derive(Clone, Debug)]
+pub struct Broken {
+    /// How it ends.
+    pub exit: Exit,
+    /// What happened, in a sentence.
+    pub why: String,
 }
 
 /// What is known of a run when it is over.
-struct Course {
-    clock: Clock,
-    plan: Arc<Plan>,
-    ramp_seconds: f64,
-    load_start_ns: u64,
-    load_end_ns: u64,
-    meter: Meter,
-    phases: Vec<PhaseReport>,
-    breakpoint: Option<Breakpoint>,
-    recoveries: Vec<Recovery>,
-    verdict: Verdict,
+pub(crate) struct Course {
+    pub clock: Clock,
+    pub plan: Arc<Plan>,
+    pub ramp_seconds: f64,
+    pub load_start_ns: u64,
+    pub load_end_ns: u64,
+    pub meter: Meter,
+    pub phases: Vec<PhaseReport>,
+    pub breakpoint: Option<Breakpoint>,
+    pub recoveries: Vec<Recovery>,
+    pub verdict: Verdict,
+    /// It did not come to its end.
+    pub broken: Option<Broken>,
+    /// The processes that shared the load, if there were several.
+    pub agents: Vec<AgentReport>,
 }
 
 /// Names the phases as they come.
-struct Phases {
+pub(crate) struct Phases {
     start_ns: u64,
     all: Vec<PhaseReport>,
 }
 
 impl Phases {
-    fn begin(&mut self, phase: Phase, now_ns: u64) {
+    /// For a run whose ramp begins then.
+    pub fn new(start_ns: u64) -> Self {
+        Self { start_ns, all: Vec::new() }
+    }
+
+    /// The phases, of which the last ends now.
+    pub fn finish(mut self, now_ns: u64) -> Vec<PhaseReport> {
+        self.end(now_ns);
+        self.all
+    }
+
+    pub fn begin(&mut self, phase: Phase, now_ns: u64) {
         let start_seconds = now_ns.saturating_sub(self.start_ns) as f64 / 1e9;
         self.end(now_ns);
         let name = phase.label().to_owned();
@@ -108,11 +137,24 @@ impl Phases {
 /// # Errors
 /// The run gave no result: bad arguments, preflight, aborted.
 pub fn run(job: &Job<'_>) -> Result<Report, RunError> {
+    let (course, records) = conduct(job, run_number(), &mut Alone::start())?;
+    let generator = conclude::generator(job.scenario, &course, &records.0);
+    Ok(conclude::report(job, &course, &records, generator))
+}
+
+/// Runs a scenario, as `lead` says, up to the point where there is something to be judged.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn conduct(
+    job: &Job<'_>,
+    run: u32,
+    lead: &mut dyn Lead,
+) -> Result<(Course, Records), RunError> {
     let scenario = job.scenario;
     scenario.check().map_err(|invalid| RunError::bad_arguments(invalid.to_string()))?;
-    let plan = scenario
-        .plan(run_number())
-        .map_err(|invalid| RunError::bad_arguments(invalid.to_string()))?;
+    let plan =
+        scenario.plan(run).map_err(|invalid| RunError::bad_arguments(invalid.to_string()))?;
     let plan = Arc::new(plan);
     let population = Arc::new(plan.population.clone());
     let settings = setup::settings(job, &plan)?;
@@ -120,23 +162,26 @@ pub fn run(job: &Job<'_>) -> Result<Report, RunError> {
         groups::create(&job.target.http_base()?, job.target.api_token()?, &population)?;
     }
 
-    let clock = Clock::start();
+    let clock = lead.clock();
     let (names, board) = (Names::default(), Arc::new(Board::default()));
-    let ramp_start_ns = clock.now_ns();
-    let mut phases = Phases { start_ns: ramp_start_ns, all: Vec::new() };
+    let ramp_start_ns = lead.ramp_start_ns()?;
+    let mut phases = Phases::new(ramp_start_ns);
     phases.begin(Phase::Ramp, ramp_start_ns);
     let to_oneself = plan.protocol == Protocol::WebsocketEcho;
     let is_millrace = plan.protocol == Protocol::Millrace;
     let streams = Streams::new(if is_millrace { 0 } else { population.users }, to_oneself);
     let shared =
         setup::Shared { names: names.clone(), board: board.clone(), streams: Arc::new(streams) };
-    let mut crew = setup::start(job, clock, settings, &plan, &shared, ramp_start_ns)?;
+    let is_followed = lead.streams();
+    let mut crew =
+        setup::start(job, clock, settings, &plan, &shared, ramp_start_ns, is_followed)?;
+    lead.started(&crew.control);
     let is_silent = population.parts.iter().all(|part| !part.heartbeats);
     let expected = population.users - population.visitors();
     let ramp_seconds = if is_silent {
-        ramp_silent(&mut crew, expected, scenario.connect.per_second)?
+        ramp_silent(&mut crew, expected, scenario.connect.per_second, ramp_start_ns)?
     } else {
-        ramp(&mut crew, expected, population.room_size)?
+        ramp(&mut crew, expected, population.room_size, ramp_start_ns)?
     }
     .as_secs_f64();
 
@@ -144,10 +189,9 @@ pub fn run(job: &Job<'_>) -> Result<Report, RunError> {
         phases.begin(Phase::Hold, clock.now_ns());
     }
     crew.control.enter(Phase::Hold);
-    crew.watch(scenario.connect.hold.into(), |_| Wait::More)?;
+    let load_start_ns = lead.load_start_ns(&mut crew, scenario.connect.hold.into())?;
 
     let mut meter = Meter::new(scenario.generator.window.as_millis() * 1_000_000);
-    let load_start_ns = clock.now_ns() + LOAD_LEAD_NS;
     phases.begin(Phase::Load, load_start_ns);
     crew.control.start_load(load_start_ns);
     let load = load(&mut crew, job, &plan, load_start_ns, &mut meter)?;
@@ -168,10 +212,11 @@ pub fn run(job: &Job<'_>) -> Result<Report, RunError> {
         streams::judge(&shared.streams, &log, &counters, &mut verdict);
     }
 
+    lead.verified(&mut crew)?;
     phases.begin(Phase::Leave, clock.now_ns());
     let leave_seconds = f64::from(population.users) / scenario.connect.per_second;
     let records = crew.leave(Duration::from_secs_f64(leave_seconds) + LEAVE_SLACK)?;
-    phases.end(clock.now_ns());
+    let phases = phases.finish(clock.now_ns());
     let course = Course {
         clock,
         plan,
@@ -179,12 +224,14 @@ pub fn run(job: &Job<'_>) -> Result<Report, RunError> {
         load_start_ns,
         load_end_ns,
         meter,
-        phases: phases.all,
+        phases,
         breakpoint: load.breakpoint,
         recoveries: load.recoveries,
         verdict,
+        broken: None,
+        agents: Vec::new(),
     };
-    Ok(conclude::report(job, &course, &records))
+    Ok((course, merge(&records)))
 }
 
 fn settle_max(scenario: &Scenario) -> Duration {
@@ -313,13 +360,18 @@ pub fn run_number() -> u32 {
     (mixed >> 32) as u32
 }
 
-/// Waits until every user is logged in and every member is in the room. Answers how long that took.
+/// Waits until every user is logged in and every member is in the room. Answers how long after
+/// `start_ns` that was.
 ///
 /// # Errors
 /// Users gave up, or nobody came for [`RAMP_PATIENCE_NS`].
-pub fn ramp(crew: &mut Crew<Records>, users: u32, seats: u32) -> Result<Duration, RunError> {
+pub fn ramp(
+    crew: &mut Crew<Records>,
+    users: u32,
+    seats: u32,
+    start_ns: u64,
+) -> Result<Duration, RunError> {
     let clock = crew.clock;
-    let start_ns = clock.now_ns();
     let mut last = Snapshot::default();
     let mut progress_ns = start_ns;
     crew.watch(Duration::MAX, |snapshot| {
@@ -329,11 +381,11 @@ pub fn ramp(crew: &mut Crew<Records>, users: u32, seats: u32) -> Result<Duration
         }
         last = snapshot.clone();
         let settled = last.ready + last.done >= u64::from(users) && last.seats >= u64::from(seats);
-        let is_stuck = now_ns - progress_ns > RAMP_PATIENCE_NS;
+        let is_stuck = now_ns.saturating_sub(progress_ns) > RAMP_PATIENCE_NS;
         if settled || is_stuck { Wait::Enough } else { Wait::More }
     })?;
     if last.ready >= u64::from(users) && last.seats >= u64::from(seats) {
-        return Ok(Duration::from_nanos(clock.now_ns() - start_ns));
+        return Ok(Duration::from_nanos(clock.now_ns().saturating_sub(start_ns)));
     }
     let refusals: Vec<String> =
         last.counters.codes().map(|(label, count)| format!("{label} {count}")).collect();
@@ -354,8 +406,12 @@ pub fn ramp(crew: &mut Crew<Records>, users: u32, seats: u32) -> Result<Duration
 }
 
 /// Silent users may be ended while others still arrive, so logins are counted and not sessions.
-fn ramp_silent(crew: &mut Crew<Records>, users: u32, ramp_rate: f64) -> Result<Duration, RunError> {
-    let start_ns = crew.clock.now_ns();
+fn ramp_silent(
+    crew: &mut Crew<Records>,
+    users: u32,
+    ramp_rate: f64,
+    start_ns: u64,
+) -> Result<Duration, RunError> {
     let at_most = Duration::from_secs_f64(f64::from(users) / ramp_rate + 45.0);
     let mut logins = 0;
     let all = crew.watch(at_most, |snapshot| {
@@ -363,7 +419,7 @@ fn ramp_silent(crew: &mut Crew<Records>, users: u32, ramp_rate: f64) -> Result<D
         if logins >= u64::from(users) { Wait::Enough } else { Wait::More }
     })?;
     if all {
-        Ok(Duration::from_nanos(crew.clock.now_ns() - start_ns))
+        Ok(Duration::from_nanos(crew.clock.now_ns().saturating_sub(start_ns)))
     } else {
         Err(RunError::aborted(format!("only {logins} of {users} users logged in")))
     }

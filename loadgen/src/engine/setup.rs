@@ -22,7 +22,7 @@ use crate::{
     population::Transport,
     preflight,
     room::Board,
-    scenario::{LoginSection, Protocol, TokenAlgorithm, plan::Plan},
+    scenario::{LoginSection, Protocol, Scenario, TokenAlgorithm, plan::Plan},
     target::Target,
     user::User,
 };
@@ -51,7 +51,7 @@ pub fn settings(job: &Job<'_>, plan: &Plan) -> Result<Settings, RunError> {
         Protocol::Mqtt => settings.mqtt.wants_tokens(),
     };
     if wants_tokens {
-        settings.tokens = tokens(&scenario.login, target)?;
+        settings.tokens = tokens(&scenario.login, target, job.login_key.as_deref())?;
         settings.tokens.sign("nobody", expire_at_s).map_err(|error| {
             RunError::bad_arguments(format!("login.key_file does not fit login.algorithm: {error}"))
         })?;
@@ -78,23 +78,18 @@ pub fn settings(job: &Job<'_>, plan: &Plan) -> Result<Settings, RunError> {
     Ok(settings)
 }
 
-fn tokens(login: &LoginSection, target: &Target) -> Result<Tokens, RunError> {
+fn tokens(
+    login: &LoginSection,
+    target: &Target,
+    login_key: Option<&[u8]>,
+) -> Result<Tokens, RunError> {
     let algorithm = match login.algorithm {
         TokenAlgorithm::HS256 => Algorithm::HS256,
         TokenAlgorithm::RS256 => Algorithm::RS256,
         TokenAlgorithm::ES256 => Algorithm::ES256,
         TokenAlgorithm::EdDSA => Algorithm::EdDSA,
     };
-    let read = |path: &Path| {
-        let explain = |what: String| {
-            RunError::bad_arguments(format!("login.key_file {}: {what}", path.display()))
-        };
-        let size = std::fs::metadata(path).map_err(|error| explain(error.to_string()))?.len();
-        if size > KEY_BYTES_MAX {
-            return Err(explain(format!("{size} bytes are too many for a key")));
-        }
-        std::fs::read(path).map_err(|error| explain(error.to_string()))
-    };
+    let read = |path: &Path| login_key.map_or_else(|| key_file(path), |key| Ok(key.to_vec()));
     let key = match (&login.key_file, algorithm) {
         (None, _) => EncodingKey::from_secret(target.secret()?.as_bytes()),
         (Some(path), Algorithm::HS256) => EncodingKey::from_secret(read(path)?.trim_ascii()),
@@ -129,7 +124,23 @@ pub struct Shared {
     pub streams: Arc<Streams>,
 }
 
-/// Starts the threads with their users.
+/// What a key file holds.
+///
+/// # Errors
+/// It cannot be read, or is none.
+pub fn key_file(path: &Path) -> Result<Vec<u8>, RunError> {
+    let explain = |what: String| {
+        RunError::bad_arguments(format!("login.key_file {}: {what}", path.display()))
+    };
+    let size = std::fs::metadata(path).map_err(|error| explain(error.to_string()))?.len();
+    if size > KEY_BYTES_MAX {
+        return Err(explain(format!("{size} bytes are too many for a key")));
+    }
+    std::fs::read(path).map_err(|error| explain(error.to_string()))
+}
+
+/// Starts the threads with their users. With `is_followed` somebody takes what they
+/// measure meanwhile.
 ///
 /// # Errors
 /// Descriptors, ports or memory do not suffice.
@@ -140,6 +151,7 @@ pub fn start(
     plan: &Arc<Plan>,
     shared: &Shared,
     ramp_start_ns: u64,
+    is_followed: bool,
 ) -> Result<Crew<Records>, RunError> {
     let scenario = job.scenario;
     let threads = scenario.generator.threads;
@@ -153,7 +165,7 @@ pub fn start(
             .filter_map(|(transport, count)| Some((settings.endpoint(transport)?.address, count)))
             .collect();
     let sources = preflight::sources(&targets, population.users, &job.target.source_addresses)?;
-    let (window_ns, windows_max) = windows(job, plan);
+    let (window_ns, windows_max) = windows(scenario, plan);
     let share = Share {
         thread: 0,
         threads,
@@ -163,6 +175,8 @@ pub fn start(
         window_ns,
         windows_max,
         sources,
+        place: job.place,
+        streams: is_followed,
     };
     let settings = Arc::new(settings);
     let control = Arc::new(Control::new(threads as usize));
@@ -203,8 +217,8 @@ fn generate<U: User>(
 }
 
 /// Length of a window, and how many a part of the run has: a longer schedule gets longer windows.
-fn windows(job: &Job<'_>, plan: &Plan) -> (u64, usize) {
-    let generator = &job.scenario.generator;
+pub fn windows(scenario: &Scenario, plan: &Plan) -> (u64, usize) {
+    let generator = &scenario.generator;
     let asked_ns = generator.window.as_millis() * 1_000_000;
     let most = u64::from(generator.windows_max);
     let times = plan.load_ns().div_ceil(asked_ns).div_ceil(most).max(1);

@@ -4,7 +4,7 @@
 use std::fs;
 
 use crate::{
-    control::{Control, Snapshot},
+    control::{Control, Snapshot, Usage},
     cpu,
     record::{Counter, Recent},
 };
@@ -68,9 +68,9 @@ pub struct Sample {
     pub late_p99: u64,
     /// The longest.
     pub late_max: u64,
-    /// CPU of this process in percent of a core.
+    /// CPU of the generator in percent of a core.
     pub cpu_percent: f64,
-    /// Memory of this process.
+    /// Memory of the generator.
     pub resident_bytes: u64,
 }
 
@@ -107,7 +107,9 @@ impl Tracker {
         let rate = |counter: Counter| {
             total(counter).saturating_sub(self.before.counters.get(counter)) as f64 / span
         };
-        let cpu = cpu::seconds();
+        let own =
+            || Usage { cpu_seconds: cpu::seconds(), resident_bytes: resident_bytes().unwrap_or(0) };
+        let usage = snapshot.elsewhere.unwrap_or_else(own);
         let (latency, late) = (&recent.latency, &recent.late);
         let sample = Sample {
             seconds: (now_ns - self.start_ns) as f64 / 1e9,
@@ -139,17 +141,18 @@ impl Tracker {
             errors: snapshot.errors.clone(),
             late_p99: late.value_at_quantile(0.99),
             late_max: late.max(),
-            cpu_percent: 100.0 * (cpu - self.before_cpu) / span,
-            resident_bytes: resident_bytes().unwrap_or(0),
+            cpu_percent: 100.0 * (usage.cpu_seconds - self.before_cpu).max(0.0) / span,
+            resident_bytes: usage.resident_bytes,
         };
         self.before = snapshot.clone();
-        (self.before_ns, self.before_cpu) = (now_ns, cpu);
+        (self.before_ns, self.before_cpu) = (now_ns, usage.cpu_seconds);
         self.due_ns += SECOND_NS;
         Some(sample)
     }
 }
 
-fn resident_bytes() -> Option<u64> {
+/// Resident memory of this process.
+pub fn resident_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)

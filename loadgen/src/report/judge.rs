@@ -65,6 +65,8 @@ pub struct Findings<'a> {
     pub must_be_zero: &'a [(Counter, &'static str)],
     /// Failures that only the scenario knows.
     pub failures: Vec<String>,
+    /// The run did not come to its end, and ends like this.
+    pub broken: Option<Exit>,
     /// Conditions for success.
     pub thresholds: &'a [Threshold],
     /// The generator's account of itself.
@@ -184,6 +186,7 @@ impl Report {
             windows: Vec::new(),
             breakpoint: None,
             recoveries: Vec::new(),
+            agents: Vec::new(),
             load_seconds,
             rates: rates(&record.counters, load_seconds),
             counters: counters.collect(),
@@ -197,6 +200,9 @@ impl Report {
             histograms: measured.histograms,
         };
         report.judge(findings.must_be_zero, findings.allow_saturated);
+        if let Some(exit) = findings.broken {
+            (report.exit_code, report.passed) = (exit as u8, false);
+        }
         report
     }
 
@@ -257,7 +263,7 @@ impl Report {
     }
 }
 
-fn verification(verdict: &Verdict) -> Verification {
+pub(crate) fn verification(verdict: &Verdict) -> Verification {
     let faults = FaultKind::ALL
         .iter()
         .map(|kind| (kind.label().to_owned(), verdict.faults.count(*kind)))
@@ -275,7 +281,7 @@ fn verification(verdict: &Verdict) -> Verification {
     }
 }
 
-fn endings(endings: &Endings) -> EndingsReport {
+pub(crate) fn endings(endings: &Endings) -> EndingsReport {
     EndingsReport {
         count: endings.count,
         silence_seconds_min: endings.silence_ns_min as f64 / 1e9,

@@ -14,7 +14,10 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 pub use crate::health::{Generator, Rule};
-use crate::{output::curve::curve, windows::Sparse};
+use crate::{
+    output::{curve::curve, document::Environment},
+    windows::Sparse,
+};
 pub use judge::{Findings, Times};
 
 /// Version of the JSON summary.
@@ -156,6 +159,9 @@ pub struct Report {
     /// How long it took until as many sessions were up as before a storm.
     #[serde(default)]
     pub recoveries: Vec<Recovery>,
+    /// The machines that shared the load; empty if it was one process.
+    #[serde(default)]
+    pub agents: Vec<AgentReport>,
     /// Length of the load as observed, seconds.
     pub load_seconds: f64,
     /// Per second of load: sent, acked, received, room_received, flat_out, echoes.
@@ -329,4 +335,36 @@ pub struct Recovery {
     pub sessions: u64,
     /// From its beginning until as many sessions were up as before; `null`: never.
     pub recovered_seconds: Option<f64>,
+}
+
+/// A machine's part in a run of several.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AgentReport {
+    /// Where the coordinator reached it.
+    pub address: String,
+    /// Its users.
+    pub connections: u32,
+    /// Of all users, 0 to 1.
+    pub share: f64,
+    /// What its schedules asked for at full load, per second.
+    pub per_second: f64,
+    /// Its clock less the coordinator's before the run, microseconds.
+    pub clock_offset_us: f64,
+    /// The offset is right within this: half of the shortest round trip.
+    pub clock_uncertainty_us: f64,
+    /// The same after the run; `null`: it was not there to be asked.
+    pub clock_offset_end_us: Option<f64>,
+    /// As above.
+    pub clock_uncertainty_end_us: Option<f64>,
+    /// What the offset grew by in the run.
+    pub clock_drift_us: Option<f64>,
+    /// From the common start of the ramp until its last session was up, seconds.
+    pub ramp_seconds: Option<f64>,
+    /// Its generator's account of itself; `null`: it gave none.
+    pub generator: Option<Generator>,
+    /// The machine; `null` as above.
+    pub environment: Option<Environment>,
+    /// How it was lost, if it was.
+    pub lost: Option<String>,
 }

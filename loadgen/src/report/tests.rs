@@ -31,6 +31,7 @@ fn judge(
         recoveries_us: Vec::new(),
         must_be_zero: &[(Counter::Failed, "sends were given up")],
         failures: Vec::new(),
+        broken: None,
         thresholds,
         generator,
         allow_saturated: allow_late,

@@ -118,7 +118,7 @@ impl Scenario {
     ///
     /// # Errors
     /// They do not add up to `connections`.
-    pub(super) fn counts(&self) -> Result<Vec<u32>, Invalid> {
+    pub(crate) fn counts(&self) -> Result<Vec<u32>, Invalid> {
         if self.population.is_empty() {
             return Ok(vec![self.connections]);
         }

@@ -328,7 +328,7 @@ impl Scenario {
 
 /// Who is there from the start: everybody but the visitors. The first stretch of them, if visitors
 /// stand between.
-fn regulars(population: &Population) -> Range<u32> {
+pub(crate) fn regulars(population: &Population) -> Range<u32> {
     let mut regulars = population.parts.iter().skip_while(|part| part.visits);
     let first = regulars.next().map_or(0..0, |part| part.users.clone());
     let end = regulars.take_while(|part| !part.visits).last().map_or(first.end, |p| p.users.end);
