@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     addresses::{Addresses, parse_addresses},
+    agents::arguments::{AgentArguments, AgentsArguments},
     compare::CompareArguments,
     doctor::DoctorArguments,
     live::View,
@@ -37,6 +38,9 @@ Examples:
     millrace-loadgen run mqtt --tcp 127.0.0.1:1883
     millrace-loadgen run websocket-echo --websocket ws://127.0.0.1:9001/
 
+  More than one machine can make: `millrace-loadgen agent --listen 10.0.0.11:7000` on each, and
+    millrace-loadgen run steady --dev-json ready.json --agents 10.0.0.11:7000,10.0.0.12:7000
+
   A scenario of your own, from a preset:
     millrace-loadgen scenario show steady > mine.toml
     millrace-loadgen scenario check mine.toml && millrace-loadgen run mine.toml --dev-json ready.json
@@ -66,7 +70,7 @@ Exit codes:
     0  everything arrived as promised, every threshold was met
    99  a threshold was missed, or a message was lost, duplicated or out of order
   104  the arguments or the scenario make no sense
-  105  the run was aborted
+  105  the run was aborted, or an agent was lost
   120  the generator could not keep its own schedule: its figures say nothing
   121  the run could not begin (descriptors, ports, unreachable target)";
 
@@ -107,6 +111,8 @@ pub enum Command {
     Compare(CompareArguments),
     /// Draw a finished run again from its JSON.
     Report(ReportArguments),
+    /// Wait for a share of a load that several machines make.
+    Agent(AgentArguments),
 }
 
 /// Where the system under test is.
@@ -249,6 +255,9 @@ pub struct RunArguments {
     /// Give a verdict even if the generator was late or had no core left.
     #[arg(long, help_heading = "Changes to the scenario")]
     pub allow_late: bool,
+    /// Who makes the load.
+    #[command(flatten)]
+    pub agents: AgentsArguments,
     /// What comes out.
     #[command(flatten)]
     pub result: ResultArguments,

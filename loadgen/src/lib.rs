@@ -10,6 +10,7 @@
 //!   a scenario that arguments describe; [`echo`]: the one that speaks to other servers, too
 //! - [`scenario`]: the file, its presets, and the plan that is made of it
 //! - [`engine`]: runs a plan from the ramp to the report
+//! - [`agents`]: one load from several machines: a coordinator and agents
 //! - [`crew`]: leads the threads through the phases; [`control`]: what they say to each
 //!   other
 //! - [`fleet`]: the users of one thread; [`driver`]: one thread's loop over io_uring
@@ -27,11 +28,12 @@
 //! - [`doctor`]: whether this machine can; [`plan`]: which machines can, from the [`ledger`];
 //!   [`predict`]: what the ledger says of a run, beside what [`observe`] saw
 //!
-//! The arrows run downward: subcommands → engine → crew → fleet → client → log, record,
+//! The arrows run downward: subcommands → agents → engine → crew → fleet → client → log, record,
 //! population.
 
 pub mod adapter;
 pub mod addresses;
+pub mod agents;
 pub mod cli;
 pub mod client;
 pub mod clock;

@@ -11,6 +11,7 @@ use std::{
 
 use clap::Parser;
 use millrace_loadgen::{
+    agents::agent,
     cli::{Cli, Command, ResultArguments, TargetArguments},
     echo,
     exit::{Exit, RunError},
@@ -48,6 +49,9 @@ fn run(command: &Command) -> Result<u8, RunError> {
     }
     let aborted = Arc::new(AtomicBool::new(false));
     abort_on_signals(aborted.clone())?;
+    if let Command::Agent(arguments) = command {
+        return agent::serve(arguments, &aborted);
+    }
     let (result, target) = result_and_target(command);
     let environment = output::environment::of_this_machine();
     let observer = Observer::start(&result.observe);
@@ -63,12 +67,15 @@ fn run(command: &Command) -> Result<u8, RunError> {
         | Command::Doctor(_)
         | Command::Plan(_)
         | Command::Compare(_)
-        | Command::Report(_) => unreachable!("they put no load on anything"),
+        | Command::Report(_)
+        | Command::Agent(_) => unreachable!("they put no load on anything by themselves"),
     };
     let observations = observer.finish();
     write_out(&report.to_text())?;
     if !result.output.is_empty() {
-        let is_local = target.is_some_and(TargetArguments::is_this_machine);
+        // Of the agents' machines nothing is known here.
+        let is_local =
+            report.agents.is_empty() && target.is_some_and(TargetArguments::is_this_machine);
         let (json, document) = output::finish(&report, environment, &observations, is_local);
         output::write(&result.output, &json, &document)?;
     }
@@ -87,7 +94,8 @@ fn result_and_target(command: &Command) -> (&ResultArguments, Option<&TargetArgu
         | Command::Doctor(_)
         | Command::Plan(_)
         | Command::Compare(_)
-        | Command::Report(_) => unreachable!("they put no load on anything"),
+        | Command::Report(_)
+        | Command::Agent(_) => unreachable!("they put no load on anything by themselves"),
     }
 }
 

@@ -61,17 +61,19 @@ pub fn predict(document: &Document, observations: &Observations, is_local: bool)
         .filter(|idle| first.is_some_and(|first| first.unix_ms < idle.unix_ms));
     let grown =
         |of: &dyn Fn(&crate::observe::Moment) -> Option<f64>| Some(of(idle?)? - of(first?)?);
+    // What agents hold is in memory elsewhere.
+    let is_here = document.agents.is_empty();
     memory(
         "generator",
         &ledger.generator_bytes_per_connection,
         1.0,
-        grown(&|moment| Some(moment.own.resident_bytes)),
+        grown(&|moment| is_here.then_some(moment.own.resident_bytes)),
     );
     memory(
         "kernel (slab)",
         &ledger.kernel_bytes_per_connection_end,
         if is_local { 2.0 } else { 1.0 },
-        grown(&|moment| Some(moment.slab_bytes)),
+        grown(&|moment| is_here.then_some(moment.slab_bytes)),
     );
     for (index, tier) in observations.tiers.iter().enumerate() {
         let measured = grown(&|moment| Some(moment.servers.get(index)?.as_ref()?.resident_bytes));
@@ -212,6 +214,7 @@ mod tests {
     #[test]
     fn what_a_run_cost_stands_beside_what_the_ledger_says() {
         let mut document = samples::full();
+        document.agents.clear();
         document.configuration["connections"] = 100_000.into();
         document.configuration["ramp_per_second"] = 100.0.into();
         let start = document.started_at_unix_ms.expect("is there");
@@ -231,6 +234,10 @@ mod tests {
         };
         assert_eq!(row("generator, memory a connection").measured, Some(300.0));
         assert_eq!(row("generator, memory a connection").predicted, 257.0);
+        // What agents hold is not in this process, whatever this process holds.
+        let mut shared = document.clone();
+        shared.agents = samples::full().agents;
+        assert!(predict(&shared, &observations, false)[0].measured.is_none());
         assert_eq!(row("kernel (slab), memory a connection").predicted, 2.0 * 4846.0);
         assert_eq!(row("gateway, memory a connection").measured, Some(300.0));
         // 25.5 s of 51 s.

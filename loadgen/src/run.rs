@@ -6,6 +6,7 @@ use std::sync::{Arc, atomic::AtomicBool};
 use millrace_service::Duration;
 
 use crate::{
+    agents::coordinator,
     cli::{RunArguments, ScenarioCommand},
     engine::{self, Job},
     exit::RunError,
@@ -41,7 +42,11 @@ pub fn run(arguments: &RunArguments, aborted: &Arc<AtomicBool>) -> Result<Report
         place: Place::ALONE,
         login_key: None,
     };
-    engine::run(&job)
+    if arguments.agents.agents.is_empty() {
+        engine::run(&job)
+    } else {
+        coordinator::run(&job, &arguments.agents)
+    }
 }
 
 /// Applies what the arguments say.

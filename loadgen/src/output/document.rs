@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{exit::RunError, ledger::Basis};
+use crate::{exit::RunError, ledger::Basis, report::AgentReport};
 
 /// The newest version of the schema that this program reads.
 pub const SCHEMA_VERSION_MAX: u32 = 2;
@@ -46,6 +46,7 @@ pub struct Document {
     pub windows: Vec<Window>,
     pub breakpoint: Option<Breakpoint>,
     pub recoveries: Vec<Recovery>,
+    pub agents: Vec<AgentReport>,
     pub environment: Option<Environment>,
     pub predicted: Vec<Predicted>,
 }

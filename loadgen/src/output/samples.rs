@@ -25,6 +25,17 @@ fn latency(scale: u64, count: u64) -> Value {
     })
 }
 
+/// One that was well, and one that was lost.
+fn agents() -> Value {
+    json!([
+            {"address": "10.0.0.11:7000", "connections": 500, "share": 0.5, "per_second": 500.0, "clock_offset_us": -1_234.5,
+             "clock_uncertainty_us": 81.0, "clock_offset_end_us": -1_230.0, "clock_uncertainty_end_us": 90.0, "clock_drift_us": 4.5,
+             "ramp_seconds": 9.8, "environment": null, "lost": null,
+             "generator": {"late_p99_us": 170, "late_max_us": 960, "cpu_seconds": 5.0, "cpu_percent": 10.0, "saturated": false}},
+            {"address": "10.0.0.12:7000", "connections": 500, "share": 0.5, "per_second": 500.0, "clock_offset_us": 0.5,
+             "clock_uncertainty_us": 80.0, "generator": null, "lost": "it closed the connection"}])
+}
+
 /// Sixty seconds of chat in three stages, passed.
 pub fn full_json() -> Value {
     let windows: Vec<Value> = (0..60)
@@ -69,6 +80,7 @@ pub fn full_json() -> Value {
         "stages": [stage("warm up", "ramp", 10, 20), stage("steady", "steady", 30, 30)],
         "windows": windows, "breakpoint": null,
         "recoveries": [{"event": "reconnect_storm", "start_seconds": 40.0, "sessions": 500, "recovered_seconds": 2.5}],
+        "agents": agents(),
         "environment": {"kernel": "6.18.44", "processor": "AMD EPYC", "cores": 2, "memory_bytes": 25_000_000_000_u64,
                         "descriptors": 20_000, "load_before": 0.2, "sysctls": {"net.core.somaxconn": "4096"}},
         "predicted": [{"name": "generator memory a connection", "unit": "B", "predicted": 257.0, "measured": 301.5, "basis": "measured",

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::Report;
+use super::{AgentReport, Report};
 use crate::record::Counter;
 
 impl Report {
@@ -151,6 +151,9 @@ impl Report {
             self.load_seconds,
             generator.waited_percent
         )?;
+        for agent in &self.agents {
+            writeln!(out, "agent        {}", agent.words())?;
+        }
         for result in &self.thresholds {
             let mark = if result.passed { "met" } else { "MISSED" };
             let observed = result.observed.map_or("nothing".to_owned(), |value| value.to_string());
@@ -228,5 +231,34 @@ impl Report {
             writeln!(out, "breakpoint   {held}; {broke}")?;
         }
         Ok(())
+    }
+}
+
+impl AgentReport {
+    /// Its part in a line.
+    fn words(&self) -> String {
+        let mut words = format!(
+            "{}: {} connections ({:.1} %), clock {:+.3} ms ± {:.3}",
+            self.address,
+            self.connections,
+            100.0 * self.share,
+            self.clock_offset_us / 1e3,
+            self.clock_uncertainty_us / 1e3
+        );
+        if let Some(drift) = self.clock_drift_us {
+            words.push_str(&format!(", drift {:+.3} ms", drift / 1e3));
+        }
+        if let Some(generator) = &self.generator {
+            let late = generator.late_p99_us as f64 / 1e3;
+            let cpu = generator.cpu_percent;
+            words.push_str(&format!(", late p99 {late:.1} ms, CPU {cpu:.0} %"));
+            if generator.saturated {
+                words.push_str(", SPOILT");
+            }
+        }
+        if let Some(lost) = &self.lost {
+            words.push_str(&format!(", LOST: {lost}"));
+        }
+        words
     }
 }

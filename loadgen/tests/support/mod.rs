@@ -618,6 +618,11 @@ impl Server {
         self.stalls.lock().expect("nobody panics while holding this").clone()
     }
 
+    /// Users who are logged in.
+    pub fn sessions(&self) -> usize {
+        self.shared.lock().expect("no test thread panics while it holds this").writers.len()
+    }
+
     /// Looks at the model.
     pub fn with_model<T>(&self, look: impl FnOnce(&Model) -> T) -> T {
         look(&self.shared.lock().expect("no test thread panics while it holds this").model)

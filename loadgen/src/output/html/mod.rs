@@ -25,6 +25,7 @@ pub fn html(document: &Document) -> String {
     parts.extend(tables::ledger(document));
     parts.extend(tables::verification(document));
     parts.push(tables::generator(document));
+    parts.extend(tables::agents(document));
     parts.extend(tables::environment(document));
     parts.extend(tables::details(document));
     format!(
@@ -171,6 +172,7 @@ mod tests {
             "Predicted and measured",
             "Verification",
             "Generator",
+            "Agents",
             "Environment",
             "Counters",
             "delivery p99.9",

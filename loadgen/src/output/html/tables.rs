@@ -243,6 +243,54 @@ pub(super) fn verification(document: &Document) -> Option<String> {
     Some(section("Verification", &format!("{summary}{}{examples}", table(&columns, &rows))))
 }
 
+/// The machines that shared the load.
+pub(super) fn agents(document: &Document) -> Option<String> {
+    let ms = |us: f64| format!("{:+.3} ms", us / 1e3);
+    let rows: Vec<Vec<String>> = document
+        .agents
+        .iter()
+        .map(|agent| {
+            let generator = agent.generator.as_ref();
+            let (is_good, words) = match (&agent.lost, generator) {
+                (Some(lost), _) => (false, format!("lost: {lost}")),
+                (None, Some(generator)) if generator.saturated => {
+                    (false, generator.reasons.join("; "))
+                }
+                (None, Some(_)) => (true, "kept its schedule".to_owned()),
+                (None, None) => (false, "was stopped".to_owned()),
+            };
+            let offset =
+                format!("{} ± {:.3}", ms(agent.clock_offset_us), agent.clock_uncertainty_us / 1e3);
+            vec![
+                escape(&agent.address),
+                format!(
+                    "{} ({} %)",
+                    count(agent.connections.into()),
+                    significant(100.0 * agent.share)
+                ),
+                format!("{}/s", significant(agent.per_second)),
+                escape(&offset),
+                agent.clock_drift_us.map_or("–".to_owned(), |drift| escape(&ms(drift))),
+                generator.map_or("–".to_owned(), |one| escape(&micros(one.late_p99_us as f64))),
+                generator
+                    .map_or("–".to_owned(), |one| format!("{} %", significant(one.cpu_percent))),
+                mark(is_good, &words, &words),
+            ]
+        })
+        .collect();
+    let columns = [
+        ("agent", false),
+        ("connections", true),
+        ("asked", true),
+        ("clock ahead of the coordinator's", true),
+        ("drift in the run", true),
+        ("late, p99", true),
+        ("processor", true),
+        ("", false),
+    ];
+    (!rows.is_empty()).then(|| section("Agents", &table(&columns, &rows)))
+}
+
 pub(super) fn generator(document: &Document) -> String {
     let generator = &document.generator;
     let summary = format!(
