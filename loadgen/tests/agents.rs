@@ -133,7 +133,7 @@ impl Run {
         let json = File::new("report.json", "");
         let (tcp, http) = (server.tcp.to_string(), format!("http://{}", server.http));
         let mut words = vec!["run", scenario.path(), "--tcp", &tcp, "--http", &http];
-        words.extend(["--jwt-secret", "secret", "--api-token", "api-token", "--quiet"]);
+        words.extend(["--jwt-secret", "secret", "--api-token", "api-token"]);
         words.extend(["--user-prefix", "load", "--json", json.path()]);
         words.extend(more);
         Self { process: Process::start(PROGRAM, &words), json }
@@ -302,10 +302,36 @@ fn clocks_that_are_wrong_are_measured_reported_and_do_no_harm() {
         assert!(number(agent, "/clock_drift_us").abs() < 100_000.0, "{agent:#}");
         assert_eq!(number(agent, "/share"), 0.5);
     }
+    // The view is of both together.
+    let seen = said.lines().find(|line| line.contains(" load ") && line.contains("up     40"));
+    let seen = seen.unwrap_or_else(|| panic!("no line of the load: {said}"));
+    println!("{seen}");
+    assert!(!seen.contains("p99      0.0 ms"), "latencies are streamed: {seen}");
     let load_phase =
         report["phases"].as_array().expect("phases").iter().find(|one| one["name"] == "load");
     assert!(load_phase.is_some(), "{:#}", report["phases"]);
     assert!(number(&report, "/counters/acked") >= 200.0);
+}
+
+#[test]
+fn generators_that_were_late_spoil_the_run_by_name() {
+    let _alone = alone();
+    let server = Server::start(Plant::Nothing, 0);
+    let text = "connections = 40\n[connect]\nper_second = 400\n\
+        [[population]]\nname = \"users\"\nshare = 1\ntransport = \"tcp\"\n\
+        [single_chat]\nper_second = 100\n[[stage]]\nname = \"only\"\nduration = \"1s\"\n\
+        [generator]\nthreads = 1\nlate_p99_max = \"0s\"\n";
+    let load = File::new("strict.toml", text);
+    let agents = [Agent::start(&[]), Agent::start(&[])];
+    let (exit, report, said) = Run::over(&server, &load, &[&agents[0], &agents[1]], &[]).finish();
+    assert_eq!(exit, 120, "{said}\n{:#}", report["failures"]);
+    let failures = report["failures"].to_string();
+    for agent in &agents {
+        let named = format!("agent {}: in", agent.address);
+        assert!(failures.contains(&named), "{failures}");
+    }
+    assert!(failures.contains("the generator itself was late"), "{failures}");
+    assert_eq!(report["agents"][0]["generator"]["saturated"], true, "{:#}", report["agents"]);
 }
 
 #[test]

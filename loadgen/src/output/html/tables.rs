@@ -252,12 +252,10 @@ pub(super) fn agents(document: &Document) -> Option<String> {
         .map(|agent| {
             let generator = agent.generator.as_ref();
             let (is_good, words) = match (&agent.lost, generator) {
-                (Some(lost), _) => (false, format!("lost: {lost}")),
-                (None, Some(generator)) if generator.saturated => {
-                    (false, generator.reasons.join("; "))
-                }
-                (None, Some(_)) => (true, "kept its schedule".to_owned()),
-                (None, None) => (false, "was stopped".to_owned()),
+                (Some(_), _) => (false, "lost"),
+                (None, Some(generator)) if generator.saturated => (false, "late"),
+                (None, Some(_)) => (true, "well"),
+                (None, None) => (false, "stopped"),
             };
             let offset =
                 format!("{} ± {:.3}", ms(agent.clock_offset_us), agent.clock_uncertainty_us / 1e3);
@@ -274,7 +272,7 @@ pub(super) fn agents(document: &Document) -> Option<String> {
                 generator.map_or("–".to_owned(), |one| escape(&micros(one.late_p99_us as f64))),
                 generator
                     .map_or("–".to_owned(), |one| format!("{} %", significant(one.cpu_percent))),
-                mark(is_good, &words, &words),
+                mark(is_good, words, words),
             ]
         })
         .collect();
@@ -282,13 +280,19 @@ pub(super) fn agents(document: &Document) -> Option<String> {
         ("agent", false),
         ("connections", true),
         ("asked", true),
-        ("clock ahead of the coordinator's", true),
-        ("drift in the run", true),
+        ("clock ahead", true),
+        ("drift", true),
         ("late, p99", true),
         ("processor", true),
         ("", false),
     ];
-    (!rows.is_empty()).then(|| section("Agents", &table(&columns, &rows)))
+    let lost = document.agents.iter().filter_map(|agent| {
+        let lost = agent.lost.as_ref()?;
+        Some(format!("<li>{}: {}</li>", escape(&agent.address), escape(lost)))
+    });
+    let lost: String = lost.collect();
+    let lost = if lost.is_empty() { lost } else { format!("<ul class=\"failures\">{lost}</ul>") };
+    (!rows.is_empty()).then(|| section("Agents", &format!("{}{lost}", table(&columns, &rows))))
 }
 
 pub(super) fn generator(document: &Document) -> String {
