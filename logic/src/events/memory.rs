@@ -83,7 +83,8 @@ impl Events for MemoryEvents {
 
     async fn listen(&self, subject: &str) -> Result<Box<dyn Listener>, EventsError> {
         let events = self.channel(subject)?.subscribe();
-        Ok(Box::new(MemoryListener { events, own: self.own.clone() }))
+        let (node, own) = (self.node.clone(), self.own.clone());
+        Ok(Box::new(MemoryListener { node, events, own }))
     }
 
     fn counts(&self) -> EventsCounts {
@@ -101,6 +102,8 @@ impl Events for MemoryEvents {
 }
 
 struct MemoryListener {
+    /// Whose own events are passed over: this very node's, and not those of one of the same name.
+    node: Arc<str>,
     events: broadcast::Receiver<Event>,
     own: Arc<Own>,
 }
@@ -108,16 +111,19 @@ struct MemoryListener {
 #[async_trait]
 impl Listener for MemoryListener {
     async fn next(&mut self) -> Option<Heard> {
-        match self.events.recv().await {
-            Ok(event) => {
-                self.own.heard.fetch_add(1, Ordering::Relaxed);
-                Some(Heard::Event(event))
+        loop {
+            match self.events.recv().await {
+                Ok(event) if Arc::ptr_eq(&event.node, &self.node) => {}
+                Ok(event) => {
+                    self.own.heard.fetch_add(1, Ordering::Relaxed);
+                    return Some(Heard::Event(event));
+                }
+                Err(RecvError::Lagged(_)) => {
+                    self.own.missed.fetch_add(1, Ordering::Relaxed);
+                    return Some(Heard::Missed(None));
+                }
+                Err(RecvError::Closed) => return None,
             }
-            Err(RecvError::Lagged(_)) => {
-                self.own.missed.fetch_add(1, Ordering::Relaxed);
-                Some(Heard::Missed(None))
-            }
-            Err(RecvError::Closed) => None,
         }
     }
 }
@@ -139,7 +145,7 @@ mod tests {
     #[tokio::test]
     async fn a_listener_that_is_too_far_behind_is_told_that_it_missed_and_hears_the_newest() {
         let events = MemoryEvents::new("one");
-        let mut listener = events.listen("s").await.expect("listens");
+        let mut listener = events.join("other").listen("s").await.expect("listens");
         for number in 0..EVENTS_QUEUED_MAX + 10 {
             events.tell("s", Bytes::from(number.to_string())).expect("told");
         }

@@ -3,9 +3,9 @@
 //! [bus](crate::bus), which is durable and for services.
 //!
 //! # What is promised
-//! - An event goes to whoever listens to its subject at that moment, on every node, the teller's own
-//!   included (it knows its own name). It is kept nowhere. What is for one node alone goes to the
-//!   subject that this node listens to ([`Events::tell_node`]).
+//! - An event goes to whoever listens to its subject at that moment, on every node but the teller's own,
+//!   which knows it already. It is kept nowhere. What is for one node alone goes to the subject that
+//!   this node listens to ([`Events::tell_node`]).
 //! - Telling never waits. What cannot be taken is dropped.
 //! - The events of one teller on one subject are heard in the order told, none twice.
 //! - **Losing is never silent.** A listener that may have missed an event hears [`Heard::Missed`] with the

@@ -1,6 +1,7 @@
 //! Events of a fleet on core NATS: no stream, no acknowledgement, one hop through the server.
 //!
-//! A connection of its own, so that an event does not queue behind the bus's records. Each teller
+//! A connection of its own, so that an event does not queue behind the bus's records, and to which NATS
+//! gives nothing of what it has told itself. Each teller
 //! numbers its events by subject; what waits for one subject goes out in one message, as soon as the
 //! connection takes it. Once a pulse it says on every subject it has told on which number comes next: a
 //! listener that has heard fewer knows that it missed some, also the last ones.
@@ -39,7 +40,10 @@ use super::{
     tellers::{Tellers, Verdict},
     telling::Telling,
 };
-use crate::bus::{BusError, NatsBusSettings, nats::connect_client};
+use crate::bus::{
+    BusError, NatsBusSettings,
+    nats::{Echo, connect_client},
+};
 
 #[cfg(test)]
 mod tests;
@@ -127,7 +131,8 @@ impl NatsEvents {
         settings: NatsEventsSettings,
     ) -> Result<Self, BusError> {
         check_node(&settings.node)?;
-        let client = connect_client(nats, settings.messages_queued_max.max(1)).await?;
+        let client =
+            connect_client(nats, settings.messages_queued_max.max(1), Echo::Unwanted).await?;
         let (queue, told) = mpsc::channel(settings.events_queued_max.max(1));
         let carrier = Carrier {
             client: client.clone(),

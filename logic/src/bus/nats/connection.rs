@@ -75,6 +75,13 @@ pub(super) enum PutError {
     Bus(BusError),
 }
 
+/// Whether a connection hears what it says itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Echo {
+    Wanted,
+    Unwanted,
+}
+
 /// A connection that is made in the background and made again for ever. What a subscription gets
 /// beyond `messages_queued_max` waiting messages is dropped.
 ///
@@ -83,6 +90,7 @@ pub(super) enum PutError {
 pub(crate) async fn connect_client(
     settings: &NatsBusSettings,
     messages_queued_max: usize,
+    echo: Echo,
 ) -> Result<Client, BusError> {
     let wrong = |what: &str, error: String| {
         BusError::Unavailable(format!("{what} cannot be used: {error}"))
@@ -94,6 +102,9 @@ pub(crate) async fn connect_client(
     }
     if !settings.certificates_file.as_os_str().is_empty() {
         options = options.add_root_certificates(settings.certificates_file.clone());
+    }
+    if echo == Echo::Unwanted {
+        options = options.no_echo();
     }
     let options = options
         .name("millrace-logic")
@@ -126,7 +137,7 @@ pub(crate) async fn connect_client(
 impl Nats {
     /// Begins to connect; whether NATS is there is seen by the first call.
     pub async fn connect(settings: NatsBusSettings) -> Result<Self, BusError> {
-        let client = connect_client(&settings, NOTIFICATIONS_QUEUED_MAX).await?;
+        let client = connect_client(&settings, NOTIFICATIONS_QUEUED_MAX, Echo::Wanted).await?;
         let context = ContextBuilder::new()
             .timeout(settings.attempt_timeout())
             .ack_timeout(settings.attempt_timeout())

@@ -62,7 +62,7 @@ mod subscription;
 mod tests;
 mod topics;
 
-pub(crate) use connection::connect_client;
+pub(crate) use connection::{Echo, connect_client};
 pub use settings::{NatsBusSettings, PREFIX_BYTES_MAX};
 
 use self::{

@@ -30,7 +30,6 @@ pub(crate) async fn run(
     to_sync: mpsc::Sender<Heard>,
 ) {
     let Some(peers) = &core.peers else { return };
-    let own_name: Arc<str> = peers.events.node().into();
     let mut parts = Parts::new();
     loop {
         let heard = tokio::select! {
@@ -38,9 +37,7 @@ pub(crate) async fn run(
             () = core.stop.said() => return,
         };
         let event = match heard {
-            Some(events::Heard::Event(event)) if event.node == own_name => continue,
             Some(events::Heard::Event(event)) => Some(event),
-            Some(events::Heard::Missed(Some(node))) if node == own_name => continue,
             Some(events::Heard::Missed(_)) => None,
             None => return,
         };
