@@ -98,10 +98,10 @@ def gateway_leaves_s(path):
 
 
 def logic_leaves_s(path):
-    """Likewise: handing over, then answering and storing."""
+    """Likewise: handing over, then answering and storing, then 5 s at most for the embedded store to empty its memory into files."""
     config, default = toml(path), defaults("millrace-logic")
     hand_over = config.get("link", {}).get("hand_over_max", default["link"]["hand_over_max"])
-    return seconds(hand_over) + seconds(config.get("shutdown_timeout", default["shutdown_timeout"]))
+    return seconds(hand_over) + seconds(config.get("shutdown_timeout", default["shutdown_timeout"])) + 5
 
 
 def port(address):

@@ -6,6 +6,7 @@ use std::{
     io::{self, Write as _},
     ops::RangeInclusive,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use fjall::{
@@ -25,6 +26,12 @@ use crate::storage::StoreError;
 const FORMAT: &str = "millrace embedded store 3\n";
 const FORMAT_FILE: &str = "FORMAT";
 const LOCK_FILE: &str = "LOCK";
+
+/// How often it is looked whether the tables in memory are written.
+const MEMTABLES_PAUSE: Duration = Duration::from_millis(2);
+
+/// So much may stay in memory, and in the journal, when the store is closed.
+const MEMTABLES_LEFT_BYTES_MAX: u64 = 1 << 20;
 
 /// The changes of one commit: rows to write, or `None` to remove. Sorted, as the engine's
 /// memtable likes it best.
@@ -192,6 +199,44 @@ impl Tables {
     /// Makes everything durable, file sizes included.
     pub fn flush(&self) -> Result<(), StoreError> {
         self.database.persist(PersistMode::SyncAll).map_err(failed)
+    }
+
+    /// Writes every table in memory, those of other matters as well, into a file, so that the next start
+    /// puts nothing of the journal back into memory. Says whether all of them were written within
+    /// `limit`; what was not is put back as after a crash. Little is left where it is: it is read in
+    /// milliseconds, and a file of it would have to be merged. Nobody may write meanwhile.
+    pub fn empty_memtables(&self, limit: Duration) -> Result<bool, StoreError> {
+        if self.memtable_bytes() < MEMTABLES_LEFT_BYTES_MAX {
+            return Ok(true);
+        }
+        // What is in the journal is safe; the last free space is not spent on having it twice.
+        self.check_space()?;
+        let deadline = Instant::now() + limit;
+        let options =
+            || KeyspaceCreateOptions::default().max_memtable_size(self.memtable_bytes_max);
+        let names = self.database.list_keyspace_names();
+        let keyspaces: Vec<Keyspace> = names
+            .iter()
+            .map(|name| self.database.keyspace(name, options))
+            .collect::<Result<_, _>>()
+            .map_err(failed)?;
+        for keyspace in &keyspaces {
+            // The engine has no other way, and of this one its documentation says nothing.
+            keyspace.rotate_memtable().map_err(failed)?;
+        }
+        // A worker of the engine that has failed writes no more.
+        while keyspaces.iter().any(|keyspace| keyspace.sealed_memtable_count() > 0) {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            std::thread::sleep(MEMTABLES_PAUSE);
+        }
+        Ok(true)
+    }
+
+    /// Bytes in memory that are in no file but the journal.
+    pub fn memtable_bytes(&self) -> u64 {
+        self.database.write_buffer_size()
     }
 
     /// Refuses to write into the last free space: the engine needs room for flushing what it has

@@ -93,6 +93,108 @@ async fn a_directory_of_something_else_is_refused() {
     EmbeddedStore::open(options(directory.path())).unwrap().close().await.unwrap();
 }
 
+/// Opens the store as soon as whoever had it has let it go.
+async fn reopened(directory: &std::path::Path) -> EmbeddedStore {
+    loop {
+        match EmbeddedStore::open(options(directory)) {
+            Err(StoreError::InUse(_)) => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_an_orderly_stop_nothing_of_the_journal_is_put_back_into_memory() {
+    const MESSAGES: usize = 4_000;
+    let in_memory = |store: &EmbeddedStore| {
+        let tables = store.tables.read().unwrap();
+        tables.as_ref().unwrap().memtable_bytes()
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(options(directory.path())).unwrap();
+    let side = store.side("a_matter_of_its_own").unwrap();
+    for first in (0..MESSAGES).step_by(500) {
+        let writes = (first..first + 500).map(|n| {
+            let mut write = append("a", "b", &n.to_string());
+            if let Write::Append { body, .. } = &mut write {
+                *body = "x".repeat(600);
+            }
+            write
+        });
+        store.commit(writes.collect()).await.unwrap();
+    }
+    let value = vec![7; 2 << 20];
+    let row = value.clone();
+    let put = side.write(move |rows| {
+        rows.put(b"key".to_vec(), row);
+        Ok(())
+    });
+    put.await.unwrap();
+    let written = in_memory(&store);
+    assert!(written > 4 << 20, "{written}");
+    drop(side);
+
+    // As after a crash: all of it is read again.
+    drop(store);
+    let store = reopened(directory.path()).await;
+    let put_back = in_memory(&store);
+    assert!(put_back > written / 2, "{put_back} of {written}");
+    store.close().await.unwrap();
+
+    let store = reopened(directory.path()).await;
+    assert_eq!(in_memory(&store), 0);
+    let id = conversation_id::single("a", "b");
+    let newest = store.page("b", &id, 0, 0, 10, true).await.unwrap().messages;
+    assert_eq!(newest[0].sequence, MESSAGES as u64);
+    let side = store.side("a_matter_of_its_own").unwrap();
+    assert_eq!(side.read(|rows| rows.get(b"key")).await.unwrap(), Some(value));
+    let next = store.commit(vec![append("b", "a", "more")]).await.unwrap();
+    let [Outcome::Appended { message, .. }] = &next[..] else { panic!("{next:?}") };
+    assert_eq!(message.sequence, MESSAGES as u64 + 1, "the counters go on");
+    store.close().await.unwrap();
+}
+
+/// `MILLRACE_MESSAGES=200000 cargo test --release -p millrace-logic --lib -- --ignored --nocapture after_an_orderly_stop_the_next`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement, of which the figures depend on the machine"]
+async fn after_an_orderly_stop_the_next_start_is_faster_than_after_a_crash() {
+    let messages = std::env::var("MILLRACE_MESSAGES").map_or(200_000, |n| n.parse().unwrap());
+    let (ended, crashed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = EmbeddedStore::open(options(ended.path())).unwrap();
+    for first in (0..messages).step_by(500) {
+        let writes = (first..first + 500).map(|n: usize| {
+            let (sender, id) = (format!("user{}", n % 5_000), n.to_string());
+            append(&sender, &format!("user{}", n * 7 % 5_003), &id)
+        });
+        store.commit(writes.collect()).await.unwrap();
+    }
+    // What a crash in this moment leaves, and what an orderly stop left that emptied nothing.
+    let copied = std::process::Command::new("cp")
+        .args(["-a", "--sparse=always"])
+        .arg(ended.path().join("."))
+        .arg(crashed.path())
+        .status();
+    assert!(copied.unwrap().success());
+    let timed = |directory: &std::path::Path| {
+        let began = Instant::now();
+        (EmbeddedStore::open(options(directory)).unwrap(), began.elapsed())
+    };
+    let began = Instant::now();
+    store.close().await.unwrap();
+    let closing = began.elapsed();
+    let (after_a_crash, put_back) = timed(crashed.path());
+    let (after_a_stop, passed_over) = timed(ended.path());
+    println!(
+        "{messages} messages: closing {closing:?}; starting after a crash {put_back:?}, after that {passed_over:?}"
+    );
+    assert_eq!(after_a_stop.version(), after_a_crash.version());
+    assert!(passed_over < put_back, "{passed_over:?}, and after a crash {put_back:?}");
+    after_a_crash.close().await.unwrap();
+    after_a_stop.close().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_full_disk_refuses_commits_and_goes_on_reading() {
     let directory = tempfile::tempdir().unwrap();
