@@ -718,10 +718,7 @@ impl Config {
         if !self.gateway.id.is_empty() {
             return self.gateway.id.clone();
         }
-        match std::fs::read_to_string("/proc/sys/kernel/hostname") {
-            Ok(name) if !name.trim().is_empty() => name.trim().to_owned(),
-            _ => "gateway".to_owned(),
-        }
+        millrace_service::host::name().unwrap_or_else(|| "gateway".to_owned())
     }
 
     pub(crate) fn link_settings(&self) -> LinkSettings {

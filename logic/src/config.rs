@@ -143,7 +143,7 @@ pub struct Config {
 pub struct Link {
     /// The address to listen on.
     pub listen: SocketAddr,
-    /// This process's name towards the gateways.
+    /// This process's name towards the gateways and the other logic processes; empty: the host's.
     pub logic_id: String,
     /// How long the sessions of a gateway outlive its stream, and how long a stream may be silent.
     pub lease: Duration,
@@ -339,7 +339,7 @@ impl Default for Link {
         let server = ServerSettings::default();
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 9700)),
-            logic_id: server.logic_id,
+            logic_id: String::new(),
             lease: Duration::from_millis(u64::from(server.lease_ms)),
             window_frames_max: server.window_frames_max,
             window_bytes_max: ByteSize::from_bytes(server.window_bytes_max),
@@ -486,8 +486,9 @@ impl Config {
         if self.link.lease.as_millis() < 1_000 {
             return Err(Invalid::new("link.lease", "must be at least 1s"));
         }
-        if self.link.logic_id.is_empty() {
-            return Err(Invalid::new("link.logic_id", "must not be empty"));
+        if self.logic_id().is_empty() {
+            let reason = "is empty, and this host has no name to take instead";
+            return Err(Invalid::new("link.logic_id", reason));
         }
         positive("link.window_frames_max", self.link.window_frames_max as usize)?;
         if self.link.window_bytes_max.as_bytes() < 1024 * 1024 {
@@ -663,10 +664,18 @@ impl Config {
         }
     }
 
+    /// The name of this process; empty where neither the file nor the host has one.
+    pub fn logic_id(&self) -> String {
+        match self.link.logic_id.as_str() {
+            "" => millrace_service::host::name().unwrap_or_default(),
+            named => named.to_owned(),
+        }
+    }
+
     /// Settings of the link's server.
     pub fn server_settings(&self) -> ServerSettings {
         ServerSettings {
-            logic_id: self.link.logic_id.clone(),
+            logic_id: self.logic_id(),
             lease_ms: self.link.lease.as_millis_u32(),
             window_frames_max: self.link.window_frames_max,
             window_bytes_max: self.link.window_bytes_max.as_bytes(),
@@ -780,6 +789,15 @@ mod tests {
         let refused = refusal("[limits]\nframes_per_secnd_max = 3\n");
         assert!(refused.starts_with("logic.toml:2:1: unknown key"), "{refused}");
         assert!(refused.contains("did you mean `frames_per_second_max`"), "{refused}");
+    }
+
+    #[test]
+    fn a_process_without_a_name_of_its_own_has_that_of_its_host() {
+        let mut config = Config::default();
+        let host = millrace_service::host::name().expect("this machine has a name");
+        assert_eq!((config.logic_id(), config.server_settings().logic_id), (host.clone(), host));
+        config.link.logic_id = "logic-2".to_owned();
+        assert_eq!(config.server_settings().logic_id, "logic-2");
     }
 
     #[test]

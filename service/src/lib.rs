@@ -3,6 +3,7 @@
 //! - [`cpu_time`]: what a process and its threads have used
 //! - [`config`]: TOML with units, refused with `file:line:column` and the nearest known key
 //! - [`units`]: [`Duration`] (`"10s"`) and [`ByteSize`] (`"64KiB"`)
+//! - [`host`]: the name of the machine
 //! - [`logging`]: one line an event on standard error, JSON when nobody watches
 //! - [`signal`]: SIGTERM and SIGINT as a future
 //!
@@ -15,6 +16,7 @@ pub mod config;
 pub mod cpu_time;
 #[cfg(any(test, feature = "testing"))]
 pub mod documented;
+pub mod host;
 pub mod logging;
 pub mod signal;
 pub mod units;

@@ -23,7 +23,7 @@ pub(super) async fn open(config: &Config) -> Result<Option<PeerEvents>, StartErr
 
             let wrong = |error: BusError| Invalid::new("bus.nats", error.to_string());
             let unheard = |error: EventsError| Invalid::new("peers", error.to_string());
-            let settings = NatsEventsSettings::of(&config.link.logic_id);
+            let settings = NatsEventsSettings::of(&config.logic_id());
             let nats = config.bus.nats_settings();
             let events = NatsEvents::connect(&nats, settings).await.map_err(wrong)?;
             let events = Arc::new(events);
