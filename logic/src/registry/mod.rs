@@ -90,15 +90,6 @@ pub enum RegistryError {
     Unavailable(String),
 }
 
-/// Users of this process whom the others did not know of for a while.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StatedLate {
-    /// These.
-    Users(Vec<Arc<str>>),
-    /// More than are remembered: take it to be all.
-    Everybody,
-}
-
 /// How a registry that is shared by several processes fares.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RegistryStatus {
@@ -157,13 +148,6 @@ pub trait Registry: Send + Sync + 'static {
             false => vec![self.home()],
         };
         Ok(self.sessions_of(user_ids).await?.into_iter().map(homes).collect())
-    }
-
-    /// Waits for users of this process who are online and whom the others know of only now: the
-    /// registry was away when they came, or had lost them. What the others sent them meanwhile went
-    /// nowhere, so look for it where it is kept. Each statement is told once; for one caller.
-    async fn stated_late(&self) -> StatedLate {
-        std::future::pending().await
     }
 
     /// How others name this process.

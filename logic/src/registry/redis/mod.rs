@@ -42,7 +42,6 @@ mod connection;
 mod entry;
 mod fleet;
 mod keeper;
-mod late;
 mod queue;
 mod reader;
 mod rebuild;
@@ -76,13 +75,12 @@ use self::{
     connection::{Connection, Connector, Scripts},
     entry::{BUCKETS, Entry, Keys, OwnerId, bucket_of},
     fleet::{Fleet, Standing},
-    late::Late,
     queue::Queue,
     superseded::Superseded,
 };
 use super::{
     HomeId, MemoryRegistry, MemoryRegistrySettings, Online, Registry, RegistryError,
-    RegistryStatus, SessionRecord, StatedLate,
+    RegistryStatus, SessionRecord,
 };
 
 /// Writers, each with its share of the buckets; so many calls that state something are under way.
@@ -228,7 +226,6 @@ struct Shared {
     connection: watch::Sender<Option<(u64, Connection)>>,
     fleet: Mutex<Fleet>,
     superseded: Superseded,
-    late: Late,
     /// Owners that are gone were seen.
     gone: Notify,
     reads: Semaphore,
@@ -297,7 +294,6 @@ impl RedisRegistry {
             connection: watch::Sender::new(None),
             fleet: Mutex::new(Fleet::new(settings.lease, settings.grace)),
             superseded: Superseded::new(settings.users_waiting_max),
-            late: Late::new(settings.users_waiting_max),
             gone: Notify::new(),
             reads: Semaphore::new(settings.reads_in_flight_max.max(1)),
             counted: Counted::default(),
@@ -384,10 +380,6 @@ impl Registry for RedisRegistry {
 
     async fn homes_of(&self, user_ids: &[&str]) -> Result<Vec<Vec<HomeId>>, RegistryError> {
         reader::homes_of(&self.shared, user_ids).await
-    }
-
-    async fn stated_late(&self) -> StatedLate {
-        self.shared.late.next().await
     }
 
     fn home(&self) -> HomeId {

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     registry::{
-        Online, Registry, RegistryError, SessionRecord, StatedLate,
+        Online, Registry, RegistryError, SessionRecord,
         conformance::{self, record},
     },
     testing::services::redis::RedisServer,

@@ -202,10 +202,8 @@ fn done(shared: &Shared, call: Call, stored: u64, found: Vec<Vec<Entry>>, refuse
             is_late |= waiter.send(entries.clone()).is_err();
         }
         if is_late {
-            let sessions = shared.local.of(&user_id);
-            sessions.iter().for_each(|session| shared.take_over(session, &entries));
-            if !sessions.is_empty() {
-                shared.late.add(&user_id);
+            for session in shared.local.of(&user_id) {
+                shared.take_over(&session, &entries);
             }
         }
     }

@@ -118,36 +118,6 @@ async fn while_redis_stands_still_each_process_answers_what_it_knows_and_no_leas
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_came_in_an_outage_or_was_lost_is_told_of_once_it_is_stated_and_nobody_else_is() {
-    let mut server = RedisServer::start();
-    let settings = hasty(&server);
-    let (here, watching) = (started(&settings).await, started(&settings).await);
-    let in_time = record("alice", 1, 10);
-    here.online(in_time.clone()).await.expect("online");
-    let nothing = tokio::time::timeout(Duration::from_millis(200), here.stated_late()).await;
-    assert!(nothing.is_err(), "she was stated when she came: {nothing:?}");
-    // Redis is away: one comes, another comes and goes.
-    server.kill();
-    let (bob, carol) = (record("bob", 2, 20), record("carol", 3, 30));
-    for session in [&bob, &carol] {
-        here.online(session.clone()).await.expect("a start never fails");
-    }
-    assert_eq!(here.offline(&carol).await, Ok(true));
-    server.restart();
-    let mut told = std::collections::BTreeSet::new();
-    while told.len() < 2 {
-        let StatedLate::Users(users) = here.stated_late().await else { panic!("they are few") };
-        for user in users {
-            // The others know as soon as they reach Redis again.
-            let seen = async || sessions(&watching, &user).await.len();
-            eventually("who is told of is stated", seen, 1).await;
-            told.insert(user);
-        }
-    }
-    assert_eq!(told.iter().map(|user| &**user).collect::<Vec<_>>(), ["alice", "bob"]);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_changes_than_may_wait_are_made_good_all_the_same() {
     let server = RedisServer::start();
     let settings = RedisSettings { users_waiting_max: 16, ..hasty(&server) };
