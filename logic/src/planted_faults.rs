@@ -11,7 +11,8 @@ pub(crate) enum Fault {
     /// The counter of a conversation moves outside of the message's transaction: some numbers are taken and never used.
     Counter,
     /// The registry does not look whether the session that ended is the one that is online: a late end of an old one
-    /// takes the newer one of its device away.
+    /// takes the newer one of its device away. In a registry on Redis it does so whichever process stated the newer one,
+    /// and neither late calls nor earlier lives of a gateway are refused.
     Fencing,
 }
 

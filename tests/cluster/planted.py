@@ -3,6 +3,7 @@
 
     .venv/bin/python tests/cluster/planted.py            all of them, and a run without any
     .venv/bin/python tests/cluster/planted.py dedupe
+    .venv/bin/python tests/cluster/planted.py --fleet    on three gateways and three logics with PostgreSQL, Redis and NATS
 
 The build is `cargo build -p millrace-logic --features planted-faults` (with --release: that profile), copied away so that the next ordinary
 build does not meet it. Ends with 0 if each fault was found by its name, and nothing was found where none was planted.
@@ -32,6 +33,9 @@ EXPECTED = {
     "fencing": "nobody is wrongly offline",
 }
 
+ONE_LOGIC = "--gateways 2 --seconds 8 --faults 1 --pause-max 3 --calm 0"
+FLEET = "--gateways 3 --logics 3 --store postgres --registry redis --bus nats --seconds 12 --faults 2 --pause-max 3 --calm 0"
+
 
 def build(release):
     profile = "release" if release else "debug"
@@ -53,8 +57,11 @@ def main():
     parser.add_argument("--release", action="store_true")
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--at-once", type=int, default=2, help="runs at a time, each on a network of its own")
-    parser.add_argument("--options", default="--gateways 2 --seconds 8 --faults 1 --pause-max 3 --calm 0", help="for run.py")
+    parser.add_argument("--fleet", action="store_true", help="three gateways, three logics, PostgreSQL, Redis and NATS; one run at a time")
+    parser.add_argument("--options", help=f"for run.py; without: {ONE_LOGIC!r}, with --fleet {FLEET!r}")
     arguments = parser.parse_args()
+    arguments.options = arguments.options or (FLEET if arguments.fleet else ONE_LOGIC)
+    arguments.at_once = 1 if arguments.fleet else arguments.at_once
     if unknown := set(arguments.faults) - set(EXPECTED):
         parser.error(f"no such fault: {', '.join(unknown)}")
     binary = arguments.binary or build(arguments.release)

@@ -16,6 +16,8 @@ use redis::{
 use tokio::time::timeout;
 
 use super::RedisSettings;
+#[cfg(feature = "planted-faults")]
+use crate::planted_faults::{Fault, is_planted};
 
 /// Where Redis is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,10 +49,23 @@ pub(super) struct Scripts {
     pub beat: Script,
 }
 
+/// The text of the script that states sessions.
+pub(super) const PUT: &str = include_str!("put.lua");
+
 impl Default for Scripts {
     fn default() -> Self {
+        #[cfg(feature = "planted-faults")]
+        if is_planted(Fault::Fencing) {
+            return Self::with_put(&super::unfenced::put());
+        }
+        Self::with_put(PUT)
+    }
+}
+
+impl Scripts {
+    pub(super) fn with_put(put: &str) -> Self {
         Self {
-            put: Script::new(include_str!("put.lua")),
+            put: Script::new(put),
             drop: Script::new(include_str!("drop.lua")),
             beat: Script::new(include_str!("beat.lua")),
         }

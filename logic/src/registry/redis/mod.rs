@@ -48,6 +48,8 @@ mod rebuild;
 mod superseded;
 mod writer;
 
+#[cfg(any(test, feature = "planted-faults"))]
+mod unfenced;
 #[cfg(test)]
 mod tests;
 

@@ -60,11 +60,11 @@ fn settings(topology: RedisTopology) -> RedisSettings {
     }
 }
 
-fn at(server: &RedisServer) -> RedisSettings {
+pub(super) fn at(server: &RedisServer) -> RedisSettings {
     settings(RedisTopology::Single { url: server.url() })
 }
 
-async fn started(settings: &RedisSettings) -> RedisRegistry {
+pub(super) async fn started(settings: &RedisSettings) -> RedisRegistry {
     let registry = RedisRegistry::start(settings.clone()).expect("the address is good");
     registry.attach(Arc::new(Counted));
     assert!(registry.connected(LONG).await, "Redis answers");
@@ -89,7 +89,7 @@ where
     }
 }
 
-async fn sessions(registry: &impl Registry, user_id: &str) -> Vec<SessionRecord> {
+pub(super) async fn sessions(registry: &impl Registry, user_id: &str) -> Vec<SessionRecord> {
     registry.sessions_of(&[user_id]).await.expect("it always answers").remove(0)
 }
 
