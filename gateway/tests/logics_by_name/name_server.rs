@@ -33,15 +33,12 @@ pub struct NameServer {
 }
 
 impl NameServer {
-    /// Starts one; `None` where this user may not.
-    pub fn start() -> Option<Self> {
+    /// Starts one.
+    pub fn start() -> Self {
         let [.., high, low] = std::process::id().to_be_bytes();
         let address = Ipv4Addr::new(127, 53, high, low.clamp(1, 254));
-        let socket = match UdpSocket::bind((address, 53)) {
-            Ok(socket) => socket,
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return None,
-            Err(error) => panic!("{address}:53 over UDP: {error}"),
-        };
+        let socket = UdpSocket::bind((address, 53))
+            .unwrap_or_else(|error| panic!("{address}:53 over UDP: {error}"));
         socket.set_read_timeout(Some(Duration::from_millis(100))).expect("set");
         let answer = Arc::new(Mutex::new(Answer::Silence));
         let stop = Arc::new(AtomicBool::new(false));
@@ -57,16 +54,17 @@ impl NameServer {
                 }
             }
         });
-        Some(Self { address, answer, stop, thread: Some(thread) })
+        Self { address, answer, stop, thread: Some(thread) }
     }
 
     pub fn say(&self, answer: Answer) {
         *self.answer.lock().expect("lock") = answer;
     }
 
-    /// What to put before a command line, so that it asks this server; `None` where nothing can be
-    /// mounted. The folder has to outlive the process.
-    pub fn asked_by(&self, folder: &Path) -> Option<Vec<String>> {
+    /// What to put before a command line, so that it asks this server. The folder has to outlive the
+    /// process.
+    #[track_caller]
+    pub fn asked_by(&self, folder: &Path) -> Vec<String> {
         let write =
             |name: &str, text: &str| std::fs::write(folder.join(name), text).expect("written");
         let address = self.address;
@@ -78,7 +76,10 @@ impl NameServer {
         let folder = folder.to_str().expect("UTF-8");
         let wrapper = ["unshare", "--mount", "--", "sh", "-c", script, folder].map(str::to_owned);
         let probe = Command::new(&wrapper[0]).args(&wrapper[1..]).arg("true").output();
-        probe.is_ok_and(|probe| probe.status.success()).then(|| wrapper.to_vec())
+        let probe = probe.expect("unshare is there: apt-get install util-linux");
+        let refused = String::from_utf8_lossy(&probe.stderr);
+        assert!(probe.status.success(), "root may not mount in a namespace of its own: {refused}");
+        wrapper.to_vec()
     }
 }
 

@@ -5,10 +5,8 @@
 
 #![allow(clippy::print_stdout)] // The figures are printed with --nocapture.
 
-mod clients;
-#[path = "../slow_logic/gateway.rs"]
-mod gateway;
-mod logic;
+#[path = "../processes/mod.rs"]
+mod processes;
 
 use std::{
     net::SocketAddr,
@@ -16,23 +14,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clients::Clients;
-use gateway::GatewayProcess;
-use logic::{Ledger, Logic};
-
-/// How long something may take that should happen soon; a machine five times slower still passes.
-const PATIENCE: Duration = Duration::from_secs(120);
+use processes::{
+    clients::Clients,
+    eventually,
+    gateway::{self, GatewayProcess},
+    logic::{Ledger, Logic},
+};
 
 const CLIENTS: usize = 1_000;
-
-#[track_caller]
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < PATIENCE, "never happened: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
 
 fn any_port() -> SocketAddr {
     "127.0.0.1:0".parse().expect("an address")

@@ -12,16 +12,17 @@
 
 mod backend;
 mod clients;
-mod gateway;
+#[path = "../processes/mod.rs"]
+mod processes;
 
 use std::time::{Duration, Instant};
 
 use backend::{Behaviour, Logic};
 use clients::{Flooders, Heartbeats};
-use gateway::GatewayProcess;
-
-/// How long something may take that should happen soon; a machine five times slower still passes.
-const PATIENCE: Duration = Duration::from_secs(120);
+use processes::{
+    PATIENCE, eventually,
+    gateway::{self, GatewayProcess},
+};
 
 /// Clients that must not notice that others flood.
 const BYSTANDERS: usize = 20;
@@ -45,15 +46,6 @@ const FOR_EVER: &str = "0s";
 
 fn from_environment(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
-#[track_caller]
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < PATIENCE, "never happened: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]

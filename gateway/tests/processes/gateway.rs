@@ -1,5 +1,4 @@
 //! The real gateway as a process of its own.
-#![allow(dead_code, reason = "each test that has this file uses a part of it")]
 
 use std::{
     io::{Read, Write},
