@@ -1,7 +1,10 @@
 //! Connections to Redis: a single server, the master that Sentinels name, or a Cluster. One connection
 //! carries all calls, many at a time. It knows the scripts; what they are for is not known here.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use futures::future::join_all;
 use redis::{
@@ -15,7 +18,10 @@ use redis::{
 
 use tokio::time::timeout;
 
-use super::RedisSettings;
+use super::{
+    RedisSettings,
+    silence::{Silence, slot_of},
+};
 #[cfg(feature = "planted-faults")]
 use crate::planted_faults::{Fault, is_planted};
 
@@ -118,7 +124,10 @@ impl Connector {
             }
             RedisTopology::Cluster { urls } => Source::Cluster(
                 ClusterClient::builder(all(urls)?)
-                    .connection_timeout(timeout)
+                    // While a master that was not connected stands still, each look-up of its slots is
+                    // answered with MOVED, and the client connects to every master again, during which all
+                    // calls wait. Two of that have to fit into the patience of one call.
+                    .connection_timeout(timeout / 4)
                     .response_timeout(timeout)
                     // A call that failed is made again by who made it, with what is true then.
                     .retries(2)
@@ -144,7 +153,11 @@ impl Connector {
                     client.lock().await.get_async_connection_with_config(&config()).await?,
                 ),
                 Source::Cluster(client) => {
-                    Connection::Cluster(client.get_async_connection().await?, self.timeout * 3 / 4)
+                    let mut connection = client.get_async_connection().await?;
+                    let slots = redis::cmd("CLUSTER").arg("SLOTS").to_owned();
+                    let slots: Value = slots.query_async(&mut connection).await?;
+                    let silence = Arc::new(Mutex::new(Silence::new(&slots)));
+                    Connection::Cluster(connection, self.timeout * 3 / 4, silence)
                 }
             };
             connection.load(scripts).await?;
@@ -162,23 +175,31 @@ impl Connector {
 #[derive(Clone)]
 pub(super) enum Connection {
     Single(MultiplexedConnection),
-    /// And how long one call of many may take, so that a master that stands still spoils no others.
-    Cluster(ClusterConnection, Duration),
+    /// And how long one call of many may take, so that a master that stands still spoils no others;
+    /// and what is left alone because its master does.
+    Cluster(ClusterConnection, Duration, Arc<Mutex<Silence>>),
 }
 
 impl Connection {
     /// Makes the scripts known, on every master that answers. One that comes back without them says so
     /// when it is called.
     pub(super) async fn load(&mut self, scripts: &Scripts) -> RedisResult<()> {
-        for script in [&scripts.put, &scripts.drop, &scripts.beat] {
-            match self {
-                Self::Single(connection) => {
+        let scripts = [&scripts.put, &scripts.drop, &scripts.beat];
+        match self {
+            Self::Single(connection) => {
+                for script in scripts {
                     script.load_async(connection).await?;
                 }
-                Self::Cluster(connection, patience) => {
-                    // It fails if any one master does not answer; the others have them then.
-                    let _loaded = timeout(*patience, script.load_async(connection)).await;
-                }
+            }
+            Self::Cluster(connection, patience, _) => {
+                // It fails if any one master does not answer; the others have them then. All at once, as
+                // each waits for that one.
+                let patience = *patience;
+                let loads = scripts.map(|script| {
+                    let mut connection = connection.clone();
+                    async move { timeout(patience, script.load_async(&mut connection)).await }
+                });
+                let _loaded = join_all(loads).await;
             }
         }
         Ok(())
@@ -188,17 +209,43 @@ impl Connection {
         matches!(self, Self::Cluster(..))
     }
 
-    /// Runs commands, each within one slot, and answers in their order; each fails by itself. A single
-    /// server gets them all in one go.
-    pub(super) async fn run_each(&self, commands: Vec<redis::Cmd>) -> Vec<RedisResult<Value>> {
+    /// Runs commands, each within one slot, and answers in their order, after `limit` at the latest; each
+    /// fails by itself. A single server gets them all in one go. A Cluster's masters are waited for
+    /// less long, and there is no bound around all of them together: on a busy machine it would come
+    /// before the answers of the masters that did answer were looked at.
+    pub(super) async fn run_each(
+        &self,
+        commands: Vec<redis::Cmd>,
+        limit: Duration,
+    ) -> Vec<RedisResult<Value>> {
         let mut connection = match self {
             Self::Single(connection) => connection.clone(),
-            Self::Cluster(connection, patience) => {
+            Self::Cluster(connection, patience, silence) => {
+                // Who has less time than that cannot say that a master is silent.
+                let (patience, is_whole) = (limit.min(*patience), limit >= *patience);
                 let calls = commands.into_iter().map(|command| {
                     let mut connection = connection.clone();
                     async move {
+                        let asked = Instant::now();
+                        let master = {
+                            let mut silence = locked(silence);
+                            let master = silence.master_of(slot_of(&command));
+                            if !silence.may_ask(master, asked) {
+                                return Err(timed_out());
+                            }
+                            master
+                        };
                         let call = command.query_async::<Value>(&mut connection);
-                        timeout(*patience, call).await.unwrap_or_else(|_| Err(timed_out()))
+                        let reply = timeout(patience, call).await;
+                        let reply = reply.unwrap_or_else(|_| Err(timed_out()));
+                        match &reply {
+                            Err(error) if is_broken(error) && is_whole => {
+                                locked(silence).is_silent(master, asked, Instant::now());
+                            }
+                            Err(error) if is_broken(error) => {}
+                            _ => locked(silence).answers(master, Instant::now()),
+                        }
+                        reply
                     }
                 });
                 return join_all(calls).await;
@@ -213,14 +260,19 @@ impl Connection {
         for command in commands {
             pipeline.add_command(command);
         }
-        let replies: RedisResult<Vec<RedisResult<Value>>> =
-            pipeline.query_async(&mut connection).await;
-        match replies {
-            Ok(replies) if replies.len() == count => replies,
-            Ok(_) => vec![Err(garbled()); count],
-            Err(error) => vec![Err(error); count],
+        let running = pipeline.query_async::<Vec<RedisResult<Value>>>(&mut connection);
+        match timeout(limit, running).await {
+            Ok(Ok(replies)) if replies.len() == count => replies,
+            Ok(Ok(_)) => vec![Err(garbled()); count],
+            Ok(Err(error)) => vec![Err(error); count],
+            Err(_) => vec![Err(timed_out()); count],
         }
     }
+}
+
+fn locked(silence: &Mutex<Silence>) -> MutexGuard<'_, Silence> {
+    // Whole after each statement, so a panic elsewhere spoils nothing.
+    silence.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A call of a script by its hash.

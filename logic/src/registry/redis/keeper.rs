@@ -7,11 +7,11 @@ use std::{
 };
 
 use redis::{RedisError, RedisResult, Value};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::{
     BUCKETS, Shared,
-    connection::{Connection, Connector, call, garbled, has_no_script, timed_out},
+    connection::{Connection, Connector, call, garbled, has_no_script},
     count,
     entry::OwnerId,
     fleet::Lease,
@@ -35,8 +35,8 @@ pub(super) async fn run(shared: Arc<Shared>, connector: Connector) {
     let mut number = 0;
     let mut pulse = Pulse::default();
     loop {
-        let connection = connect(&shared, &connector, &mut pulse).await;
         number += 1;
+        let connection = connect(&shared, &connector, number, &mut pulse).await;
         shared.connection.send_replace(Some((number, connection.clone())));
         tracing::info!(owner = ?shared.owner, "the registry's Redis answers");
         if let Err(error) = keep(&shared, &connection, number, &mut pulse).await {
@@ -48,14 +48,27 @@ pub(super) async fn run(shared: Arc<Shared>, connector: Connector) {
     }
 }
 
-/// A connection over which a beat has gone: what is read with it is judged by leases of now.
-async fn connect(shared: &Shared, connector: &Connector, pulse: &mut Pulse) -> Connection {
+/// A connection over which a beat has gone: what is read with it is judged by leases of now. Of a Cluster
+/// one of which any master answers.
+async fn connect(
+    shared: &Shared,
+    connector: &Connector,
+    number: u64,
+    pulse: &mut Pulse,
+) -> Connection {
     let mut pause = PAUSE_MIN;
     let mut quiet = false;
     loop {
         let connected = async {
             let mut connection = connector.connect(&shared.scripts).await?;
-            beat(shared, &mut connection, pulse).await?;
+            if let Err(error) = beat(shared, &mut connection, pulse).await {
+                // The master that has the leases is away: without a beat everybody is in doubt, which
+                // counts, and a bucket of another master is as good as ever.
+                if !connection.is_cluster() || !look(shared, &connection, number, true).await {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "the lease in the registry's Redis was not renewed");
+            }
             Ok::<_, RedisError>(connection)
         };
         match connected.await {
@@ -175,11 +188,8 @@ async fn beat(shared: &Shared, connection: &mut Connection, pulse: &mut Pulse) -
 }
 
 async fn once(shared: &Shared, connection: &Connection, command: redis::Cmd) -> RedisResult<Value> {
-    let running = connection.run_each(vec![command]);
-    match timeout(shared.settings.timeout, running).await {
-        Ok(mut replies) => replies.pop().unwrap_or_else(|| Err(garbled())),
-        Err(_) => Err(timed_out()),
-    }
+    let mut replies = connection.run_each(vec![command], shared.settings.timeout).await;
+    replies.pop().unwrap_or_else(|| Err(garbled()))
 }
 
 fn number(value: Option<Value>) -> RedisResult<i64> {
@@ -198,8 +208,7 @@ async fn look(shared: &Shared, connection: &Connection, number: u64, all: bool) 
         command.arg(shared.keys.owners(*bucket)).arg(&shared.owner.0[..]);
         command
     });
-    let running = connection.run_each(commands.collect());
-    let Ok(replies) = timeout(shared.settings.timeout, running).await else { return false };
+    let replies = connection.run_each(commands.collect(), shared.settings.timeout).await;
     let mut lost = 0;
     let mut failed = None;
     let mut answered = false;

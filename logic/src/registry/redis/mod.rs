@@ -35,7 +35,8 @@
 //!
 //! # Redis Cluster
 //! Each act is one script in one hash slot: see [`entry`]. A bucket whose master is away is answered
-//! from here, the others as ever. Set `maxmemory-policy noeviction`: an evicted key is presence lost,
+//! from here, the others as ever, and any master that answers is enough to connect: without the one
+//! that has the leases nobody's lease runs out. Set `maxmemory-policy noeviction`: an evicted key is presence lost,
 //! and noticed only where the numbers of calls went with it.
 
 mod connection;
@@ -45,11 +46,12 @@ mod keeper;
 mod queue;
 mod reader;
 mod rebuild;
+mod silence;
 mod superseded;
-mod writer;
-
 #[cfg(any(test, feature = "planted-faults"))]
 mod unfenced;
+mod writer;
+
 #[cfg(test)]
 mod tests;
 
@@ -479,10 +481,14 @@ impl Shared {
 
     /// Has a user stated; where there is no room, its whole bucket, later.
     fn enqueue(&self, user_id: &Arc<str>, waiter: Option<queue::Waiter>) {
-        let bucket = bucket_of(user_id);
-        if !self.queues[bucket % WRITERS].add(user_id, waiter) {
-            self.lose(bucket);
+        if !self.queue_of(user_id).add(user_id, waiter) {
+            self.lose(bucket_of(user_id));
         }
+    }
+
+    /// Where a user waits to be stated.
+    fn queue_of(&self, user_id: &str) -> &Queue {
+        &self.queues[bucket_of(user_id) % WRITERS]
     }
 
     /// Has a bucket stated anew.

@@ -49,22 +49,32 @@ impl Queue {
 
     /// Puts a user into the queue, once. False: it is full; the waiter is gone.
     pub(super) fn add(&self, user_id: &Arc<str>, waiter: Option<Waiter>) -> bool {
-        {
-            let mut table = self.table();
-            if let Some(waiting) = table.waiting.get_mut(user_id) {
-                waiting.is_late |= waiter.is_none();
-                waiting.waiters.extend(waiter);
-                return true;
-            }
-            if table.waiting.len() >= self.users_max {
-                return false;
-            }
-            table.order.push_back(Arc::clone(user_id));
-            let is_late = waiter.is_none();
-            let waiters = waiter.into_iter().collect();
-            table.waiting.insert(Arc::clone(user_id), Waiting { waiters, is_late });
+        let is_in = self.insert(user_id, waiter);
+        if is_in {
+            self.wake.notify_one();
         }
-        self.wake.notify_one();
+        is_in
+    }
+
+    /// Puts a user back who was not stated, and wakes nobody: who puts back knows. False: it is full.
+    pub(super) fn put_back(&self, user_id: &Arc<str>) -> bool {
+        self.insert(user_id, None)
+    }
+
+    fn insert(&self, user_id: &Arc<str>, waiter: Option<Waiter>) -> bool {
+        let mut table = self.table();
+        if let Some(waiting) = table.waiting.get_mut(user_id) {
+            waiting.is_late |= waiter.is_none();
+            waiting.waiters.extend(waiter);
+            return true;
+        }
+        if table.waiting.len() >= self.users_max {
+            return false;
+        }
+        table.order.push_back(Arc::clone(user_id));
+        let is_late = waiter.is_none();
+        let waiters = waiter.into_iter().collect();
+        table.waiting.insert(Arc::clone(user_id), Waiting { waiters, is_late });
         true
     }
 

@@ -5,6 +5,7 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap, VecDeque},
     sync::Arc,
+    time::Instant,
 };
 
 use redis::{RedisResult, Value};
@@ -152,13 +153,10 @@ pub(super) async fn count_online(shared: &Shared) -> Result<Online, RegistryErro
 /// Runs look-ups; empty where Redis is away or too many are under way.
 async fn ask(shared: &Shared, commands: Vec<redis::Cmd>) -> Vec<RedisResult<Value>> {
     let Some((number, connection)) = shared.connection() else { return Vec::new() };
-    let asking = async {
+    let (began, limit) = (Instant::now(), shared.settings.timeout);
+    let replies = match timeout(limit, shared.reads.acquire()).await {
         // The semaphore is never closed.
-        let _place = shared.reads.acquire().await;
-        connection.run_each(commands).await
-    };
-    let replies = match timeout(shared.settings.timeout, asking).await {
-        Ok(replies) => replies,
+        Ok(_place) => connection.run_each(commands, limit.saturating_sub(began.elapsed())).await,
         Err(_) => vec![Err(timed_out())],
     };
     if let Some(error) = replies.iter().find_map(|reply| reply.as_ref().err()) {
@@ -238,8 +236,7 @@ async fn read(
         command.arg("LIMIT").arg(0).arg(entries_max);
         command
     });
-    let running = connection.run_each(commands.collect());
-    let replies = timeout(shared.settings.timeout, running).await.map_err(|_| timed_out())?;
+    let replies = connection.run_each(commands.collect(), shared.settings.timeout).await;
     for (bucket, reply) in wanted.iter().zip(replies) {
         let raw: Vec<Vec<u8>> = redis::from_redis_value(reply?).map_err(|_| garbled())?;
         let reading = &mut buckets[*bucket];

@@ -7,7 +7,7 @@ use std::{
 
 use futures::StreamExt as _;
 use redis::{RedisResult, Value};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::{
     BUCKETS, Shared, WRITERS,
@@ -142,10 +142,8 @@ pub(super) async fn one(
     connection: &Connection,
     command: redis::Cmd,
 ) -> RedisResult<Value> {
-    match timeout(shared.settings.timeout, connection.run_each(vec![command])).await {
-        Ok(mut replies) => replies.pop().unwrap_or_else(|| Err(garbled())),
-        Err(_) => Err(timed_out()),
-    }
+    let mut replies = connection.run_each(vec![command], shared.settings.timeout).await;
+    replies.pop().unwrap_or_else(|| Err(garbled()))
 }
 
 /// Removes what owners left that are gone, for ever. One process at a time does it.

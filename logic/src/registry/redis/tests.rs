@@ -288,7 +288,7 @@ async fn a_call_that_comes_late_changes_nothing() {
     let entry = Entry::new(&session, shared.owner, 1).encode();
     again.arg(prefix_of("alice")).arg(1).arg(entry);
     let (_, connection) = shared.connection().expect("connected");
-    let reply = connection.run_each(vec![again]).await.remove(0).expect("it ran");
+    let reply = connection.run_each(vec![again], LONG).await.remove(0).expect("it ran");
     assert_eq!(reply, redis::Value::Array(vec![redis::Value::Int(2)]));
     let watching = started(&settings).await;
     assert_eq!(sessions(&watching, "alice").await, []);

@@ -93,7 +93,11 @@ mod tests {
             command.arg(Entry::new(session, owner, *epoch).encode());
         }
         let (_, connection) = registry.shared.connection().expect("connected");
-        connection.run_each(vec![command]).await.remove(0).expect("it ran")
+        connection
+            .run_each(vec![command], registry.shared.settings.timeout)
+            .await
+            .remove(0)
+            .expect("it ran")
     }
 
     /// The processes that state something of Alice, and what is seen of her.

@@ -9,11 +9,11 @@ use std::{
 };
 
 use redis::{RedisResult, Value};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::{
     Shared, WRITERS,
-    connection::{Connection, call, garbled, has_no_script, timed_out},
+    connection::{Connection, call, garbled, has_no_script},
     count,
     entry::{Entry, bucket_of, decode, prefix_of},
     queue::Waiting,
@@ -58,8 +58,11 @@ pub(super) async fn run(shared: Arc<Shared>, number: usize) {
         if state(&shared, &connection, connection_number, users).await {
             pause = PAUSE_MIN;
         } else {
-            sleep(pause).await;
-            pause = (pause * 2).min(PAUSE_MAX);
+            // Who comes meanwhile may be of a master that answers.
+            tokio::select! {
+                () = sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
+                () = queue.wake.notified() => {}
+            }
         }
     }
 }
@@ -84,11 +87,7 @@ async fn state(shared: &Shared, connection: &Connection, number: u64, users: Vec
         commands.push(command(shared, &call));
         calls.push(call);
     }
-    let running = connection.run_each(commands);
-    let replies = match timeout(shared.settings.timeout, running).await {
-        Ok(replies) => replies,
-        Err(_) => calls.iter().map(|_| Err(timed_out())).collect(),
-    };
+    let replies = connection.run_each(commands, shared.settings.timeout).await;
     let mut all = true;
     let mut told = false;
     for (call, reply) in calls.into_iter().zip(replies) {
@@ -228,6 +227,8 @@ fn done(shared: &Shared, call: Call, stored: u64, found: Vec<Vec<Entry>>, refuse
 fn put_back(shared: &Shared, call: Call) {
     for (user_id, waiting) in call.users {
         drop(waiting);
-        shared.enqueue(&user_id, None);
+        if !shared.queue_of(&user_id).put_back(&user_id) {
+            shared.lose(call.bucket);
+        }
     }
 }
