@@ -173,8 +173,7 @@ pub(crate) fn conduct(
     let shared =
         setup::Shared { names: names.clone(), board: board.clone(), streams: Arc::new(streams) };
     let is_followed = lead.streams();
-    let mut crew =
-        setup::start(job, clock, settings, &plan, &shared, ramp_start_ns, is_followed)?;
+    let mut crew = setup::start(job, clock, settings, &plan, &shared, ramp_start_ns, is_followed)?;
     lead.started(&crew.control);
     let is_silent = population.parts.iter().all(|part| !part.heartbeats);
     let expected = population.users - population.visitors();
