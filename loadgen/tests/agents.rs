@@ -481,3 +481,31 @@ fn who_may_not_or_cannot_is_refused_before_anything_begins() {
     let mut locked = locked;
     assert_eq!(locked.process.wait(Duration::from_secs(10)), Some(0), "--once");
 }
+
+#[test]
+fn a_search_judges_its_steps_by_what_all_agents_measured_and_ends_the_load() {
+    let _alone = alone();
+    let server = Server::start(Plant::Nothing, 0);
+    // A limit on the rate itself, so that it is known which step breaks on any machine: 20, 40, 60, 80
+    // messages in a step, half of them at each agent.
+    let text = "connections = 20\n[connect]\nper_second = 400\n[single_chat]\nper_second = 100\n\
+        [[population]]\nname = \"users\"\nshare = 1\ntransport = \"tcp\"\n\
+        [[stage]]\nname = \"step\"\nkind = \"breakpoint\"\nduration = \"1s\"\nfrom = 0.2\nto = 2.4\n\
+        steps = 12\nthresholds = [\"intended < 70\"]\n\
+        [generator]\nthreads = 1\nallow_saturated = true\n";
+    let load = File::new("search.toml", text);
+    let agents = [Agent::start(&["--clock-ahead-ms", "5000"]), Agent::start(&[])];
+    let (exit, report, said) = Run::over(&server, &load, &[&agents[0], &agents[1]], &[]).finish();
+    assert_eq!(exit, 0, "{said}\n{:#}", report["failures"]);
+    println!("{}", report["breakpoint"]);
+    assert!((number(&report, "/breakpoint/held_load") - 0.6).abs() < 1e-9, "{said}");
+    assert!((number(&report, "/breakpoint/broke_load") - 0.8).abs() < 1e-9, "{said}");
+    assert!(
+        number(&report, "/load_seconds") < 11.0,
+        "the load was cut: {}",
+        report["load_seconds"]
+    );
+    assert_eq!(number(&report, "/counters/acked"), number(&report, "/counters/intended"));
+    let whole: f64 = (1..=12).map(|step| 20.0 * f64::from(step)).sum();
+    assert!(number(&report, "/counters/intended") < whole, "{:#}", report["counters"]);
+}

@@ -27,12 +27,12 @@ use super::{
 use crate::{
     clock::Clock,
     control::{Control, Phase, Snapshot},
-    engine::{Broken, Course, Job, Phases, conclude, run_number, setup},
+    engine::{Broken, Course, Job, Phases, conclude, run_number, search::Search, setup},
     exit::{Exit, RunError},
     health::{Generator, Meter},
     live::Watcher,
     record::{Metric, Recent, Recorder},
-    report::Report,
+    report::{Breakpoint, Report},
     scenario::plan::Plan,
     windows::Windows,
 };
@@ -49,6 +49,10 @@ const LEAD_NS: u64 = 1_000_000_000;
 const LEAD_ROUND_TRIPS: u64 = 10;
 /// Agents that are told to stop get so long to hand over what they measured.
 const STOP_MAX: Duration = Duration::from_secs(15);
+/// What was measured in a step is here so long after a single process would have it.
+const STREAM_NS: u64 = 2_000_000_000;
+/// The end of a load is named this long before it.
+const CUT_LEAD_NS: u64 = 200_000_000;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Messages that wait to be looked at, of all agents.
 const EVENTS_MAX: usize = 1024;
@@ -93,6 +97,9 @@ struct Coordinator {
     /// Processor time of all agents, as it comes.
     processor: Vec<(u64, f64)>,
     phases: Phases,
+    /// When the load ended; `u64::MAX`: it has not.
+    load_end_ns: u64,
+    breakpoint: Option<Breakpoint>,
     pings: u64,
     ping_due: Instant,
 }
@@ -196,6 +203,8 @@ impl Coordinator {
             offsets_ns,
             processor: Vec::new(),
             phases: Phases::new(clock.now_ns()),
+            load_end_ns: u64::MAX,
+            breakpoint: None,
             pings: 0,
             ping_due: Instant::now(),
         })
@@ -260,8 +269,8 @@ impl Coordinator {
         self.until(start_ns)?;
         self.phases.begin(Phase::Load, start_ns);
         self.control.enter(Phase::Load);
-        let end_ns = start_ns + self.plan.load_ns();
-        self.until(end_ns)?;
+        let end_ns = self.stages(start_ns)?;
+        self.load_end_ns = end_ns;
         self.phases.begin(Phase::Settle, end_ns);
         self.control.enter(Phase::Settle);
         self.all_reach(Step::Verified)?;
@@ -274,6 +283,34 @@ impl Coordinator {
                 return Ok(());
             }
         }
+    }
+
+    /// The stages go by; a search judges its steps by what all agents measured in them, and ends the
+    /// load at the first that breaks. Answers when the load ended.
+    fn stages(&mut self, start_ns: u64) -> Result<u64, Halt> {
+        let end_ns = start_ns + self.plan.load_ns();
+        let Some(mut search) = Search::new(&self.plan, start_ns) else {
+            self.until(end_ns)?;
+            return Ok(end_ns);
+        };
+        while let Some(step_ns) = search.start_ns() {
+            self.until(search.look_ns() + STREAM_NS)?;
+            let part = self.windows.parts().iter().find(|part| part.start_ns == step_ns).cloned();
+            if search.decide(&part.unwrap_or_default()) {
+                break;
+            }
+        }
+        let mut over_ns = end_ns;
+        if search.has_broken() {
+            over_ns = end_ns.min(self.clock.now_ns() + CUT_LEAD_NS);
+            // What is measured after the cut is a part of its own.
+            self.offsets_ns.push(over_ns - start_ns);
+            let at_unix_ns = self.clock.unix_ns_at(over_ns);
+            self.members.iter().for_each(|member| member.cut(at_unix_ns));
+        }
+        self.breakpoint = Some(search.finish(&self.plan));
+        self.until(over_ns)?;
+        Ok(over_ns)
     }
 
     fn lead_ns(&self) -> u64 {
@@ -487,17 +524,16 @@ impl Coordinator {
             .filter_map(|member| Some((&*member.address, &member.summary.as_ref()?.generator)))
             .collect();
         let generator = Generator::merged(record.of(Metric::Late), &parts, &job.scenario.generator);
-        let load_end_ns = self.anchors.load_start_ns + self.plan.load_ns();
         let users = self.plan.population.users;
         let course = Course {
             clock: self.clock,
             plan: self.plan.clone(),
             ramp_seconds: merged.ramp_seconds,
             load_start_ns: self.anchors.load_start_ns,
-            load_end_ns: if broken.is_some() { load_end_ns.min(now_ns) } else { load_end_ns },
+            load_end_ns: self.load_end_ns.min(now_ns),
             meter: Meter::of_samples(self.processor),
             phases: self.phases.finish(now_ns),
-            breakpoint: None,
+            breakpoint: self.breakpoint,
             recoveries: merged.recoveries,
             verdict: merged.verdict,
             broken,

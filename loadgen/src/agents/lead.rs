@@ -184,6 +184,11 @@ impl Lead for AgentLead {
         true
     }
 
+    /// No agent knows what the others measured.
+    fn searches(&self) -> bool {
+        false
+    }
+
     fn ramp_start_ns(&mut self) -> Result<u64, RunError> {
         let at_ns = self.step(Step::Ready)?;
         self.shared.state().anchors.ramp_start_ns = at_ns;

@@ -13,8 +13,8 @@ use super::{
     MESSAGES_MAX, REPORT_BYTES_MAX,
     offset::Sample,
     proto::{
-        FromAgent, FromCoordinator, Go, Hello, Ping, Pong, Step, Stop, agent_client::AgentClient,
-        from_coordinator::What,
+        Cut, FromAgent, FromCoordinator, Go, Hello, Ping, Pong, Step, Stop,
+        agent_client::AgentClient, from_coordinator::What,
     },
     summary::Summary,
 };
@@ -177,6 +177,12 @@ impl Member {
         let offset_ns = self.clocks[0].map_or(0, |clock| clock.offset_ns);
         let at_unix_ns = at_unix_ns.saturating_add(offset_ns);
         self.tell(What::Go(Go { after: after as i32, at_unix_ns }));
+    }
+
+    /// Ends its load at a moment of our clock.
+    pub fn cut(&self, at_unix_ns: i64) {
+        let offset_ns = self.clocks[0].map_or(0, |clock| clock.offset_ns);
+        self.tell(What::Cut(Cut { at_unix_ns: at_unix_ns.saturating_add(offset_ns) }));
     }
 
     /// Ends its run.

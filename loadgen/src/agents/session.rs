@@ -158,6 +158,13 @@ impl Session {
                 work.is_some()
             }
             What::Go(go) => work.as_ref().is_some_and(|work| work.orders.try_send(go).is_ok()),
+            What::Cut(cut) => match self.shared.running() {
+                Some((control, _)) => {
+                    control.cut_load(self.clock.at_unix_ns(cut.at_unix_ns));
+                    true
+                }
+                None => false,
+            },
             What::Stop(stop) => {
                 self.shared.stop(&stop.why);
                 true

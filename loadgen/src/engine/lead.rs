@@ -23,6 +23,11 @@ pub trait Lead {
         false
     }
 
+    /// Whether this process looks for the breakpoint itself, if the scenario wants one.
+    fn searches(&self) -> bool {
+        true
+    }
+
     /// Everything is there that the run needs. Answers when the ramp begins.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 
 pub(crate) mod conclude;
 pub mod lead;
-mod search;
+pub(crate) mod search;
 pub mod setup;
 
 use std::{
@@ -193,7 +193,8 @@ pub(crate) fn conduct(
     let mut meter = Meter::new(scenario.generator.window.as_millis() * 1_000_000);
     phases.begin(Phase::Load, load_start_ns);
     crew.control.start_load(load_start_ns);
-    let load = load(&mut crew, job, &plan, load_start_ns, &mut meter)?;
+    let search = search::Search::new(&plan, load_start_ns).filter(|_| lead.searches());
+    let load = load(&mut crew, job, &plan, (load_start_ns, search), &mut meter)?;
     let load_end_ns = clock.now_ns();
     meter.finish(load_end_ns);
 
@@ -265,15 +266,14 @@ fn load(
     crew: &mut Crew<Records>,
     job: &Job<'_>,
     plan: &Plan,
-    start_ns: u64,
+    (start_ns, mut search): (u64, Option<search::Search>),
     meter: &mut Meter,
 ) -> Result<Loaded, RunError> {
-    let clock = crew.clock;
+    let (clock, control) = (crew.clock, crew.control.clone());
     let records_max = job.scenario.generator.records_max;
     let (mut too_many, mut all_gone) = (false, false);
     let users = u64::from(plan.population.users);
     let mut recovery = RecoveryWatch::new(job.scenario, start_ns);
-    let mut search = search::Search::new(plan, start_ns);
     let end_ns = start_ns + plan.load_ns();
     loop {
         let until_ns = search.as_ref().map_or(end_ns, search::Search::look_ns);
@@ -284,7 +284,8 @@ fn load(
             recovery.look(now_ns, snapshot);
             too_many = snapshot.records > records_max;
             all_gone = snapshot.done >= users;
-            if too_many || all_gone { Wait::Enough } else { Wait::More }
+            let is_cut = control.load_cut_ns().is_some_and(|cut_ns| cut_ns <= now_ns);
+            if too_many || all_gone || is_cut { Wait::Enough } else { Wait::More }
         })?;
         if too_many {
             return Err(RunError::aborted(format!(

@@ -56,23 +56,37 @@ impl Search {
         })
     }
 
+    /// When the step began that is judged next.
+    pub fn start_ns(&self) -> Option<u64> {
+        self.steps.last().map(|step| self.load_start_ns + step.offset_ns)
+    }
+
+    /// Judges the next step by what was measured in it. Answers whether the search is over.
+    pub fn decide(&mut self, part: &Part) -> bool {
+        let Some(step) = self.steps.pop() else { return true };
+        match reason(&step, part, self.protocol) {
+            None => self.held = Some(step),
+            Some(why) => self.broke = Some((step, why)),
+        }
+        self.has_broken() || self.steps.is_empty()
+    }
+
+    /// Whether a step broke: then the load is to end.
+    pub fn has_broken(&self) -> bool {
+        self.broke.is_some()
+    }
+
     /// Judges the next step. Answers whether the search is over; if a step broke, the load is cut.
     ///
     /// # Errors
     /// The run was aborted, or a thread failed.
     pub fn judge(&mut self, crew: &mut Crew<Records>) -> Result<bool, RunError> {
-        let Some(step) = self.steps.pop() else { return Ok(true) };
-        let start_ns = self.load_start_ns + step.offset_ns;
-        let part = part(crew, start_ns)?;
-        match reason(&step, &part, self.protocol) {
-            None => self.held = Some(step),
-            Some(why) => {
-                crew.control.cut_load(crew.clock.now_ns());
-                self.broke = Some((step, why));
-                return Ok(true);
-            }
+        let Some(start_ns) = self.start_ns() else { return Ok(true) };
+        let is_over = self.decide(&part(crew, start_ns)?);
+        if self.has_broken() {
+            crew.control.cut_load(crew.clock.now_ns());
         }
-        Ok(self.steps.is_empty())
+        Ok(is_over)
     }
 
     /// What was found.
