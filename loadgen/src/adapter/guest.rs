@@ -292,8 +292,10 @@ impl<A: Adapter> Guest<A> {
         self.connect_later(now_ns, wait_ns.max(NS_PER_MS));
     }
 
+    /// When a server that says nothing is given up. Who does not read on purpose hears nothing.
     fn silence_due_ns(&self, cx: &Context) -> u64 {
-        self.pings(cx).map_or(u64::MAX, |interval_ns| {
+        let reads_slowly = cx.population.part(self.user).slow_reader_pause_ms > 0;
+        self.pings(cx).filter(|_| !reads_slowly).map_or(u64::MAX, |interval_ns| {
             self.last_received_ns + 2 * interval_ns + SILENCE_GRACE_NS
         })
     }

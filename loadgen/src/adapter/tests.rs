@@ -9,6 +9,7 @@ use super::{Adapter, guest::Guest, mqtt::Mqtt, streams::ROOM, websocket_echo::We
 use crate::{
     client::{Manner, NS_PER_MS, Standing, Wish},
     log::FaultKind,
+    population::{Part, Population},
     record::{Counter, Metric},
     scenario::{MqttSection, WebsocketEchoSection},
     user::User,
@@ -22,9 +23,14 @@ fn faults(verdict: &Verdict) -> Vec<(FaultKind, u64)> {
 }
 
 fn broker(qos: u8, plant: Plant) -> World<Mqtt, Broker> {
+    broker_with(qos, plant, |_| {})
+}
+
+fn broker_with(qos: u8, plant: Plant, change: impl FnOnce(&mut Population)) -> World<Mqtt, Broker> {
     World::up(6, Broker::new(plant, 6), |settings, population| {
         settings.mqtt = MqttSection { qos, ..MqttSection::default() };
         (population.room_first, population.room_size) = (1, 4);
+        change(population);
     })
 }
 
@@ -209,7 +215,11 @@ fn a_refusal_is_told_in_words_and_only_asked_again_if_that_may_help() {
 
 #[test]
 fn pings_keep_a_session_and_silence_ends_it() {
-    let mut world = broker(1, Plant::Nothing);
+    let mut world = broker_with(1, Plant::Nothing, |population| {
+        let mut slow = Part::new("slow", 4..6, 0.0);
+        slow.slow_reader_pause_ms = 9_000;
+        population.parts = vec![Part::new("users", 0..4, 0.0), slow];
+    });
     let interval_ns = Mqtt::ping_interval_ns(&world.cx.settings);
     assert_eq!(interval_ns, 54_000 * NS_PER_MS);
     world.pass(200_000);
@@ -224,7 +234,7 @@ fn pings_keep_a_session_and_silence_ends_it() {
             guest.take_output(world.now_ns, &mut world.cx);
         }
     }
-    assert_eq!(world.count(Counter::ClientIdle), 6);
+    assert_eq!(world.count(Counter::ClientIdle), 4, "two read slowly, and hear nothing for that");
 }
 
 #[test]
