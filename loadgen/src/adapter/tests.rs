@@ -164,9 +164,17 @@ fn a_loss_before_a_break_is_still_a_loss() {
     let mut world = broker(1, Plant::Lose(2));
     (0..3).for_each(|_| world.send(0, 0));
     world.pump();
-    world.cut(1);
-    world.pass(3_000);
-    // And it is counted once, however often the connection breaks.
+    // And it is counted once, however often the connection breaks, before its session is up or after.
+    let cut_on_the_way = |world: &mut World<Mqtt, Broker>| {
+        world.cut(1);
+        world.guests[1].take_wish();
+        world.now_ns += 60_000 * NS_PER_MS;
+        world.guests[1].tick(world.now_ns, &mut world.cx);
+        assert!(matches!(world.guests[1].take_wish(), Some(Wish::Connect(_))));
+        world.guests[1].connected(world.now_ns, &mut world.cx, Ok(()));
+        assert_eq!(world.guests[1].standing(), Standing::Connecting);
+    };
+    cut_on_the_way(&mut world);
     world.cut(1);
     world.pass(5_000);
     assert!(world.guests[1].is_up());
