@@ -249,13 +249,14 @@ fn two_agents_and_a_coordinator_give_the_percentiles_of_one_process() {
                 alone_truth / 1e3,
                 together_truth / 1e3
             );
-            // Off from the truth by the histogram's precision, by the moments that the schedule has and
-            // the truth has not (two of them), and by what the generator itself was late. What a
+            // Off from the truth by a twentieth, which is what the generator promises of stalls and what
+            // a busy machine needs to answer all that waited in one; by the moments that the schedule
+            // has and the truth has not (two of them); and by what the generator itself was late. What a
             // message takes without a stall is the server's: some milliseconds on a busy machine.
             for (report, truth) in [(&one, alone_truth), (&two, together_truth)] {
                 let late = number(report, "/generator/late_p999_us");
                 let serving = number(report, "/latency_us/service/p50");
-                let allowed = 0.001 * truth + 2.0 * 1e6 / RATE + late + 5.0 * serving + 10_000.0;
+                let allowed = 0.05 * truth + 2.0 * 1e6 / RATE + late + 5.0 * serving + 10_000.0;
                 let off = (at(report) - truth).abs();
                 assert!(off <= allowed, "{name} {percentile}: {off} > {allowed}, {truth}");
             }
