@@ -60,6 +60,8 @@ impl Facts {
     pub(crate) const GAP: Self = Self(1 << 11);
     /// The send waits for its turn behind those that are not part of a fan-out.
     pub(crate) const SEND_DEFERRED: Self = Self(1 << 12);
+    /// It moves to a logic that has not been handed its Session yet.
+    pub(crate) const ARRIVING: Self = Self(1 << 13);
 }
 
 /// One connection.

@@ -15,7 +15,9 @@ use millrace_protocol::{
 };
 
 use super::{Engine, closing::Farewell, outbound::Shared};
-use crate::{Dropped, LinkId, Now, effect::ConnectionId, link::Home, room::Full};
+use crate::{
+    Dropped, LinkId, Now, connection::Facts, effect::ConnectionId, link::Home, room::Full,
+};
 
 impl Engine {
     /// A batch from logic.
@@ -148,7 +150,8 @@ impl Engine {
     }
 
     /// Of sessions that are at home with this logic alone: the rooms of one that has moved were listed
-    /// to its new home, and what crossed that would never be heard there.
+    /// to its new home, and what crossed that would never be heard there. That holds for one that is on
+    /// its way back to this logic, too, as long as it has not been announced.
     fn room_membership(&mut self, home: Home, change: &RoomMembership) {
         for session_id in &change.join_session_ids {
             self.join_room(home, ConnectionId::from_raw(*session_id), &change.room_id);
@@ -158,7 +161,7 @@ impl Engine {
             let Some(connection) = self.get(id).filter(|connection| connection.is_active()) else {
                 continue;
             };
-            if connection.home != home {
+            if connection.home != home || connection.has(Facts::ARRIVING) {
                 self.counters.drop_one(Dropped::NotHome);
                 continue;
             }
@@ -173,7 +176,7 @@ impl Engine {
         let Some(connection) = self.get(id).filter(|connection| connection.is_active()) else {
             return self.counters.drop_one(Dropped::SessionUnknown);
         };
-        if connection.home != home {
+        if connection.home != home || connection.has(Facts::ARRIVING) {
             return self.counters.drop_one(Dropped::NotHome);
         }
         let held = self.memberships.of(connection.rooms);

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     Now,
-    connection::Phase,
+    connection::{Facts, Phase},
     effect::ConnectionId,
     identity::Identity,
     link::{Home, Leaving, Link, Opening, Outgoing},
@@ -356,6 +356,7 @@ impl Engine {
         }
         if let Some(connection) = self.get_mut(id) {
             connection.home = to;
+            connection.set(Facts::ARRIVING, true);
         }
         if let Some(link) = self.links.get_mut(to) {
             link.sessions += 1;
@@ -389,15 +390,15 @@ impl Engine {
     fn say_drained(&mut self, home: Home, kinds: &mut Vec<Kind>) {
         let Some(link) = self.links.get(home) else { return };
         let Some(leaving) = link.leaving.filter(|leaving| !leaving.is_told) else { return };
-        let mut abandoned = self.abandoned_logins.values();
-        let is_empty = link.sessions == 0 && !abandoned.any(|(_, asked)| *asked == home);
+        // A login whose client is gone becomes a session there as well, until logic hears of its end.
+        let abandoned = self.abandoned_logins.values().filter(|(_, asked)| *asked == home).count();
+        let sessions_left = u64::from(link.sessions) + abandoned as u64;
         let may_come = |other: &Link| {
             other.id != link.id && other.leaving.is_none() && (!other.is_ready || other.takes_moves)
         };
-        if !is_empty && link.takes_moves && self.links.iter().any(may_come) {
+        if sessions_left > 0 && link.takes_moves && self.links.iter().any(may_come) {
             return;
         }
-        let sessions_left = u64::from(link.sessions);
         kinds.push(Kind::Drained(Drained { sessions_left }));
         if let Some(link) = self.links.get_mut(home) {
             link.leaving = Some(Leaving { is_told: true, ..leaving });

@@ -9,7 +9,7 @@ use millrace_protocol::link::{
 use super::Engine;
 use crate::{
     LinkId, Now,
-    connection::Phase,
+    connection::{Facts, Phase},
     effect::ConnectionId,
     link::{Home, Link, Opening, Outgoing},
 };
@@ -70,6 +70,7 @@ impl Engine {
             if connection.home == home {
                 if is_active {
                     connection.home = Home::NONE;
+                    connection.set(Facts::ARRIVING, false);
                     self.counters.sessions_homeless += 1;
                 }
                 self.fail_work(id);
@@ -135,7 +136,7 @@ impl Engine {
             self.list(home, &mut kinds, events_max, bytes_max);
         }
         let active = self.links.get_mut(home)?;
-        let mut acknowledged = Vec::new();
+        let (mut acknowledged, mut arrived) = (Vec::new(), Vec::new());
         let mut bytes = 0;
         if active.opening == Opening::Complete {
             while kinds.len() < events_max
@@ -145,7 +146,12 @@ impl Engine {
                 bytes += outgoing.bytes();
                 self.counters.link_outbox_events -= 1;
                 match outgoing {
-                    Outgoing::Event(kind) => kinds.push(kind),
+                    Outgoing::Event(kind) => {
+                        if let Kind::Session(session) = &kind {
+                            arrived.push(ConnectionId::from_raw(session.session_id));
+                        }
+                        kinds.push(kind);
+                    }
                     Outgoing::Frame(waiting) => {
                         self.counters.link_frames_out += 1;
                         if waiting.acknowledge != 0 {
@@ -156,7 +162,13 @@ impl Engine {
                 }
             }
             let is_empty = active.waiting() == 0 && kinds.len() < events_max;
-            if is_empty && (self.moves.are_due() || active.leaving.is_some()) {
+            let leaves = active.leaving.is_some();
+            for id in arrived {
+                if let Some(connection) = self.get_mut(id) {
+                    connection.set(Facts::ARRIVING, false);
+                }
+            }
+            if is_empty && (self.moves.are_due() || leaves) {
                 self.move_away(home, &mut kinds, events_max);
             }
         }
