@@ -125,6 +125,11 @@ impl Connection {
         self.socket[0] as u64 | (self.socket[1] as u64) << 32
     }
 
+    /// Whether it is at home with this logic, and its Session has been handed over.
+    pub(crate) fn is_announced_to(&self, home: Home) -> bool {
+        self.home == home && !self.has(Facts::ARRIVING)
+    }
+
     pub(crate) const fn has(&self, fact: Facts) -> bool {
         self.facts.0 & fact.0 != 0
     }

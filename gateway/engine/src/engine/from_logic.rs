@@ -15,9 +15,7 @@ use millrace_protocol::{
 };
 
 use super::{Engine, closing::Farewell, outbound::Shared};
-use crate::{
-    Dropped, LinkId, Now, connection::Facts, effect::ConnectionId, link::Home, room::Full,
-};
+use crate::{Dropped, LinkId, Now, effect::ConnectionId, link::Home, room::Full};
 
 impl Engine {
     /// A batch from logic.
@@ -161,7 +159,7 @@ impl Engine {
             let Some(connection) = self.get(id).filter(|connection| connection.is_active()) else {
                 continue;
             };
-            if connection.home != home || connection.has(Facts::ARRIVING) {
+            if !connection.is_announced_to(home) {
                 self.counters.drop_one(Dropped::NotHome);
                 continue;
             }
@@ -176,7 +174,7 @@ impl Engine {
         let Some(connection) = self.get(id).filter(|connection| connection.is_active()) else {
             return self.counters.drop_one(Dropped::SessionUnknown);
         };
-        if connection.home != home || connection.has(Facts::ARRIVING) {
+        if !connection.is_announced_to(home) {
             return self.counters.drop_one(Dropped::NotHome);
         }
         let held = self.memberships.of(connection.rooms);
