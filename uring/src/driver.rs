@@ -23,7 +23,20 @@ use crate::{Handler, Nobody, Options, SocketId, Statistics, Waker};
 
 /// Completions taken out of the queue at a time.
 const BATCH_MAX: usize = 256;
+/// So often a poll enters a ring again on which the kernel left work behind. With 20 items an enter
+/// that is 1,280 for each ring, busy or not beside others, before the owner's other duties come.
+const PASSES_MAX: usize = 64;
+/// A poll that has handled so many completions, of all rings, leaves the rest to the next.
+const TURN_COMPLETIONS: usize = 2048;
+/// So does one that has received so many bytes: only after it can the owner pause a peer who sends more
+/// than is good. An enter takes at most 64 KiB from one socket, with buffers of 2 KiB.
+const TURN_RECEIVED_BYTES: u64 = 128 * 1024;
 
+/// A flag of work that stays up when a satellite has been entered may be one without work: the kernel
+/// raised it behind the back of the enter that took the work, and only the next work lowers it. After
+/// so many polls that found nothing the thread sleeps all the same, but not for long.
+const FRUITLESS_POLLS: u8 = 3;
+const FLAGGED_SLEEP: Duration = Duration::from_millis(1);
 /// How long a dropped driver waits for the kernel to let go of its memory.
 const DROP_WAIT_MAX: Duration = Duration::from_secs(2);
 
@@ -50,6 +63,8 @@ pub struct Driver {
     bell: Bell,
     /// The read of the eventfd is in the kernel.
     wake_armed: bool,
+    /// Polls in a row that found a satellite's flag up after its enter, and nothing to do.
+    fruitless: u8,
     /// The driver is being dropped: nothing is armed again.
     leaving: bool,
     batch: Vec<Completion>,
@@ -100,6 +115,7 @@ impl Driver {
             statistics: Statistics::default(),
             bell,
             wake_armed: false,
+            fruitless: 0,
             leaving: false,
             batch: Vec::with_capacity(BATCH_MAX),
             not_send: PhantomData,
@@ -154,8 +170,9 @@ impl Driver {
     ///
     /// `timeout` bounds the wait: `None` waits until something happens, zero not at all. With one
     /// ring it is one system call, unless the submission queue overflowed; with several, one for
-    /// each ring that has something to do, and one to wait. Returns the number of completions
-    /// handled; 0 after a timeout or a mere wake-up.
+    /// each ring that has something to do, and one to wait. What the kernel leaves behind (since Linux
+    /// 6.14 an enter does 20 items of deferred work) is one more for every 20, up to a bound. Returns
+    /// the number of completions handled; 0 after a timeout or a mere wake-up.
     ///
     /// # Errors
     /// What io_uring_enter(2) says about a ring as a whole; the driver is of no use then. Time
@@ -174,6 +191,11 @@ impl Driver {
         let is_alone = self.rings.is_main_alone();
         self.rings.enter_satellites()?;
         let is_quiet = timeout != Some(Duration::ZERO) && self.rings.are_satellites_quiet();
+        let is_flagged = is_quiet && self.rings.is_satellite_flagged();
+        let timeout = match is_flagged {
+            true => Some(timeout.unwrap_or(FLAGGED_SLEEP).min(FLAGGED_SLEEP)),
+            false => timeout,
+        };
         if is_alone || is_quiet {
             // Satellites write the eventfd all the time while there is much to do. So with them it
             // is read only when nothing else would end the wait.
@@ -184,6 +206,7 @@ impl Driver {
         // the kernel did not take, or sockets that wait for a buffer behind those just armed.
         let main = self.rings.member(MAIN);
         let may_sleep = is_quiet
+            && (!is_flagged || self.fruitless >= FRUITLESS_POLLS)
             && main.parked.is_empty()
             && !main.ring.is_overflowing()
             && !main.ring.is_ready()
@@ -195,9 +218,25 @@ impl Driver {
         let rung = self.bell.look();
         entered?;
         let mut handled = 0;
-        for ring in 0..self.rings.used() {
-            handled += self.dispatch_ready(ring, handler);
+        let received_before = self.statistics.received_bytes;
+        for _ in 0..PASSES_MAX {
+            let before = handled;
+            for ring in 0..self.rings.used() {
+                handled += self.dispatch_ready(ring, handler);
+            }
+            // A flag without work behind it would keep us here for good.
+            if handled == before
+                || handled >= TURN_COMPLETIONS
+                || self.statistics.received_bytes - received_before >= TURN_RECEIVED_BYTES
+                || !self.rings.enter_for_what_is_left()?
+            {
+                break;
+            }
         }
+        self.fruitless = match is_flagged && handled == 0 {
+            true => self.fruitless.saturating_add(1),
+            false => 0,
+        };
         if rung {
             self.statistics.woken += 1;
             handler.woken();

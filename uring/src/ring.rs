@@ -42,8 +42,6 @@ pub(crate) struct RingOptions {
     pub(crate) completions: u32,
     /// Entries of the descriptor table.
     pub(crate) descriptors: u32,
-    /// Whether the kernel shows by a flag that work waits for an enter.
-    pub(crate) taskrun_flag: bool,
 }
 
 /// A submission and completion queue pair with its registered descriptor table.
@@ -133,10 +131,20 @@ impl Ring {
     }
 
     /// Whether an enter has something to do besides waiting: submissions, deferred work, or
-    /// completions the kernel holds back. Deferred work is seen only with the flag for it.
+    /// completions the kernel holds back.
     pub(crate) fn needs_enter(&mut self) -> bool {
+        self.has_submissions() || self.has_work_left()
+    }
+
+    /// Whether submissions wait for an enter, or completions that the kernel holds back.
+    pub(crate) fn has_submissions(&mut self) -> bool {
         let queue = self.ring.submission();
-        !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
+        !queue.is_empty() || queue.cq_overflow()
+    }
+
+    /// Whether the kernel left deferred work behind, or has put some there since.
+    pub(crate) fn has_work_left(&mut self) -> bool {
+        self.ring.submission().taskrun()
     }
 
     /// Submits everything queued and waits for `wait` completions, at most for `timeout`. Returns
@@ -200,11 +208,9 @@ fn build(options: &RingOptions, without_array: bool) -> io::Result<IoUring> {
         .setup_single_issuer()
         .setup_defer_taskrun()
         .setup_submit_all()
+        .setup_taskrun_flag()
         .setup_cqsize(options.completions)
         .dontfork();
-    if options.taskrun_flag {
-        builder.setup_taskrun_flag();
-    }
     if without_array {
         builder.setup_no_sqarray();
     }

@@ -24,7 +24,8 @@
 //!   after the read was submitted.
 //!
 //! An item that was taken before its flag was raised, or its eventfd written, causes an enter or the
-//! end of a sleep for nothing; that does no harm. A model of this is checked below, the real kernel
+//! end of a sleep for nothing. Such a flag even stays up, since an enter lowers it only when there is
+//! work: until the next item comes, sleeps are short (`FLAGGED_SLEEP`). A model of this is checked below, the real kernel
 //! in `tests/several_rings.rs`.
 //!
 //! Completions that need no work item (of operations that are done when they are submitted) are
@@ -76,8 +77,6 @@ impl Rings {
                 },
                 completions: options.completions_of(index),
                 descriptors: options.sockets_max,
-                // Alone, it is entered in every turn anyway.
-                taskrun_flag: options.rings > 1,
             })
             .map_err(|error| match index {
                 MAIN => error,
@@ -166,15 +165,34 @@ impl Rings {
         Ok(())
     }
 
-    /// Whether nothing on any satellite keeps the thread from sleeping: completions to handle,
-    /// submissions the kernel did not take, work left behind, or sockets that wait for a buffer
-    /// behind those just armed.
+    /// Enters the rings on which the kernel left deferred work behind, the main one, too. Returns
+    /// whether there were any.
+    pub(crate) fn enter_for_what_is_left(&mut self) -> io::Result<bool> {
+        let mut entered = false;
+        for member in &mut self.members[..usize::from(self.used)] {
+            if member.ring.has_work_left() {
+                member.ring.enter(0, None)?;
+                entered = true;
+            }
+        }
+        Ok(entered)
+    }
+
+    /// Whether the flag of any satellite is up: work that was left behind or came since its enter, or
+    /// none at all (see the head of this file).
+    pub(crate) fn is_satellite_flagged(&mut self) -> bool {
+        self.satellites().iter_mut().any(|member| member.ring.has_work_left())
+    }
+
+    /// Whether nothing but perhaps a flag keeps the thread from sleeping, on any satellite: completions
+    /// to handle, submissions the kernel did not take, or sockets that wait for a buffer behind those
+    /// just armed.
     pub(crate) fn are_satellites_quiet(&mut self) -> bool {
         self.satellites().iter_mut().all(|member| {
             member.parked.is_empty()
                 && !member.ring.is_overflowing()
                 && !member.ring.is_ready()
-                && !member.ring.needs_enter()
+                && !member.ring.has_submissions()
         })
     }
 }
