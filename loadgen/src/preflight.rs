@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use millrace_uring::Options;
+use millrace_uring::{Options, Placement};
 
 use crate::exit::RunError;
 
@@ -54,6 +54,9 @@ pub fn driver_options(connections: u32, threads: u32) -> Result<Options, RunErro
         sockets_max: table,
         accept_spare: 0,
         receive_buffers: 1024,
+        // Users of neighbouring numbers do things together, as the members of a room: were they on one
+        // ring, their messages would wait for its buffers, and the generator would measure itself.
+        placement: Placement::Spread,
         ..Options::default()
     })
 }
