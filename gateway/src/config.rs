@@ -177,6 +177,9 @@ pub struct LogicSection {
     pub window_frames_max: u64,
     /// Bytes that logic may have under way towards a shard.
     pub window_bytes_max: ByteSize,
+    /// The least time between two writes of a link while its batches have company; what comes after
+    /// a silence goes at once. 0: every batch goes at once.
+    pub batch_interval: Duration,
     /// Batches in each ring between a shard and a link.
     pub ring_batches_max: usize,
     /// Events of one batch.
@@ -332,6 +335,7 @@ impl Default for LogicSection {
             reconnect_max: Duration::from_secs(1),
             window_frames_max: 65_536,
             window_bytes_max: ByteSize::from_mib(32),
+            batch_interval: Duration::from_millis(1),
             ring_batches_max: 64,
             batch_events_max: settings.link_batch_events_max,
             batch_bytes_max: ByteSize::from_bytes(settings.link_batch_bytes_max as u64),
@@ -558,6 +562,11 @@ impl Config {
             "must be at least 1ms and not above reconnect_max",
         )?;
         require(
+            logic.batch_interval <= Duration::from_millis(100),
+            "logic.batch_interval",
+            "must be at most 100ms",
+        )?;
+        require(
             (1..=65_536).contains(&logic.ring_batches_max),
             "logic.ring_batches_max",
             "must be between 1 and 65536",
@@ -727,6 +736,7 @@ impl Config {
             connect_timeout: self.logic.connect_timeout.as_std(),
             reconnect_min: self.logic.reconnect_min.as_std(),
             reconnect_max: self.logic.reconnect_max.as_std(),
+            batch_interval: self.logic.batch_interval.as_std(),
             batches_max: self.logic.ring_batches_max,
             message_bytes_max: self.logic.message_bytes_max.as_usize(),
         }

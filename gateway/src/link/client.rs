@@ -46,6 +46,9 @@ pub(crate) struct LinkSettings {
     /// anything between 0 and it.
     pub reconnect_min: Duration,
     pub reconnect_max: Duration,
+    /// The least time between two writes of a stream while its batches have company; see
+    /// [`OutboundStream`].
+    pub batch_interval: Duration,
     /// Batches in the ring from the shard to a stream.
     pub batches_max: usize,
     /// Largest encoded batch in either direction, in bytes. A larger one ends the stream.
@@ -402,7 +405,7 @@ async fn one_stream(
         () = port.abandoned() => false,
     };
     let ended = if is_wanted {
-        let stream = OutboundStream::new(batches, status.clone());
+        let stream = OutboundStream::new(batches, status.clone(), settings.batch_interval);
         match carry(port, channel, stream, settings, status).await {
             Ok(never) => match never {},
             Err(ended) => ended,

@@ -39,6 +39,7 @@ pub fn start(
         connect_timeout: Duration::from_secs(5),
         reconnect_min: Duration::from_millis(100),
         reconnect_max: Duration::from_secs(1),
+        batch_interval: Duration::from_millis(1),
         batches_max,
         message_bytes_max: 36 << 20,
     };

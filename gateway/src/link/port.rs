@@ -224,6 +224,15 @@ impl OutboundBatches {
         .await
     }
 
+    /// The next batch, if there is one. Asks for no wake-up: whoever pushes the next wakes nobody.
+    pub fn take(&mut self) -> Option<ConnectRequest> {
+        let batch = self.batches.pop().ok()?;
+        if self.shared.shard_waits.swap(false, Ordering::AcqRel) {
+            (self.ring)();
+        }
+        Some(batch)
+    }
+
     /// The next batch; `None` when the shard has let go and nothing is left.
     pub fn poll_take(
         &mut self,
@@ -232,10 +241,7 @@ impl OutboundBatches {
         for look in 0..2 {
             // Asked before the ring is looked at: what was pushed before it was let go is seen.
             let abandoned = self.batches.is_abandoned();
-            if let Ok(batch) = self.batches.pop() {
-                if self.shared.shard_waits.swap(false, Ordering::AcqRel) {
-                    (self.ring)();
-                }
+            if let Some(batch) = self.take() {
                 return Poll::Ready(Some(batch));
             }
             if abandoned {

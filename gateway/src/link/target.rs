@@ -217,6 +217,7 @@ pub(super) mod tests {
             connect_timeout: Duration::from_secs(5),
             reconnect_min: Duration::from_millis(100),
             reconnect_max: Duration::from_secs(5),
+            batch_interval: Duration::ZERO,
             batches_max: 8,
             message_bytes_max: 1 << 20,
         }
