@@ -28,6 +28,8 @@ pub struct Store {
     pub directory: PathBuf,
     /// A table in memory is written to a file above this size.
     pub memtable_bytes_max: ByteSize,
+    /// See [`Options::engine_nice`].
+    pub engine_nice: u8,
     /// See [`Options::fan_out_members_max`].
     pub fan_out_members_max: usize,
     /// With `kind = "postgres"`.
@@ -40,6 +42,7 @@ impl Default for Store {
             kind: StoreKind::default(),
             directory: PathBuf::from("data"),
             memtable_bytes_max: ByteSize::from_bytes(Options::new("").memtable_bytes_max),
+            engine_nice: Options::new("").engine_nice,
             fan_out_members_max: Options::new("").fan_out_members_max,
             postgres: StorePostgres::default(),
         }
@@ -119,6 +122,9 @@ impl Store {
         if !(1 << 20..=1 << 30).contains(&self.memtable_bytes_max.as_bytes()) {
             let reason = "must be between 1MiB and 1024MiB";
             return Err(Invalid::new("store.memtable_bytes_max", reason));
+        }
+        if self.engine_nice > 19 {
+            return Err(Invalid::new("store.engine_nice", "must be between 0 and 19"));
         }
         match self.kind {
             StoreKind::Embedded => Ok(()),

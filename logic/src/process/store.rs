@@ -95,6 +95,7 @@ impl OpenStore {
 async fn open_directory(config: &Config) -> Result<Arc<EmbeddedStore>, StartError> {
     let options = Options {
         memtable_bytes_max: config.store.memtable_bytes_max.as_bytes(),
+        engine_nice: config.store.engine_nice,
         fan_out_members_max: config.store.fan_out_members_max,
         ..Options::new(&config.store.directory)
     };

@@ -30,6 +30,10 @@ const LOCK_FILE: &str = "LOCK";
 /// How often it is looked whether the tables in memory are written.
 const MEMTABLES_PAUSE: Duration = Duration::from_millis(2);
 
+/// Threads of the engine. More than it would take for small machines: while some merge files, which
+/// may take long, another has to write what is in memory, before that is too much.
+const ENGINE_THREADS: usize = 4;
+
 /// So much may stay in memory, and in the journal, when the store is closed.
 const MEMTABLES_LEFT_BYTES_MAX: u64 = 1 << 20;
 
@@ -98,14 +102,10 @@ impl Tables {
         fs::create_dir_all(directory).map_err(|error| at(directory, error))?;
         let lock = lock(directory)?;
         check_format(directory)?;
-        let database = Database::builder(directory.join("data"))
-            .cache_size(options.cache_bytes)
-            .max_journaling_size(options.journal_bytes_max)
-            .open()
-            .map_err(|error| match error {
-                fjall::Error::Locked => StoreError::InUse(directory.clone()),
-                error => failed(error),
-            })?;
+        let database = open_behind(options).map_err(|error| match error {
+            fjall::Error::Locked => StoreError::InUse(directory.clone()),
+            error => failed(error),
+        })?;
         let keyspace_options =
             || KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes_max);
         let keyspaces = Table::ALL
@@ -347,6 +347,30 @@ pub fn failed(error: fjall::Error) -> StoreError {
 
 fn at(path: &Path, error: io::Error) -> StoreError {
     StoreError::Io(path.display().to_string(), error)
+}
+
+/// Opens the engine such that its own threads, which write tables from memory into files and merge
+/// those, come after ours. A merge is seconds of work for a processor, and nobody waits for it; with
+/// the same right to the processors as everybody, on a busy machine, everybody waits for it.
+fn open_behind(options: &Options) -> fjall::Result<Database> {
+    let builder = Database::builder(options.directory.join("data"))
+        .cache_size(options.cache_bytes)
+        .max_journaling_size(options.journal_bytes_max)
+        .worker_threads(ENGINE_THREADS);
+    let nice = i32::from(options.engine_nice);
+    // Threads inherit how nice their maker is, and nobody becomes less nice again.
+    let opener = std::thread::Builder::new().name("store-opener".into()).spawn(move || {
+        // A process that may not ask its priority runs as it would have without this.
+        if let Ok(ours) = rustix::process::getpriority_process(None) {
+            let _refused = rustix::process::setpriority_process(None, (ours + nice).min(19));
+        }
+        builder.open()
+    });
+    match opener.map(std::thread::JoinHandle::join) {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(panic)) => std::panic::resume_unwind(panic),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// One process at a time; the operating system frees the lock when it ends, however it ends.

@@ -96,6 +96,9 @@ pub struct Options {
     pub memtable_bytes_max: u64,
     /// Bytes of journals; also what has to be read again after a crash. At least 64 MiB.
     pub journal_bytes_max: u64,
+    /// By how much the engine's threads, which write files and merge them, are nicer than the others:
+    /// from 0, which is as urgent, to 19, which is what others leave.
+    pub engine_nice: u8,
     /// Commits are refused while the file system has less free space than this.
     pub free_bytes_min: u64,
 }
@@ -114,6 +117,7 @@ impl Options {
             cache_bytes: 256 << 20,
             memtable_bytes_max: 16 << 20,
             journal_bytes_max: 256 << 20,
+            engine_nice: 10,
             free_bytes_min: 256 << 20,
         }
     }
