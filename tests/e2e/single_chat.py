@@ -26,17 +26,20 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def threads_cpu(process):
-    """{thread's name: (user seconds, kernel seconds)}, threads of one kind together."""
-    used = collections.defaultdict(lambda: [0.0, 0.0])
+    """{thread's name: (user seconds, kernel seconds, seconds ready without a core, turns on a core)}, threads of one kind together."""
+    used = collections.defaultdict(lambda: [0.0, 0.0, 0.0, 0])
     for task in Path(f"/proc/{process}/task").iterdir():
         try:
             before, after = (task / "stat").read_text().rsplit(")", 1)
+            _, waited_ns, turns = (task / "schedstat").read_text().split()
         except FileNotFoundError:
             continue
         fields = after.split()
         name = re.sub(r"[-_]?\d+$", "", before.split("(", 1)[1])
         used[name][0] += int(fields[11]) / TICKS
         used[name][1] += int(fields[12]) / TICKS
+        used[name][2] += int(waited_ns) / 1e9
+        used[name][3] += int(turns)
     return used
 
 
@@ -165,17 +168,16 @@ def show(rate, result, before, after, messages, seconds, sums):
 
 
 def show_cpu(before, after, count, seconds, what):
-    """The CPU that each kind of thread used between two looks, per thing that was counted."""
-    print(f"{'process/thread':26} {'user':>8} {'kernel':>8} {'sum':>8}   µs {what}")
+    """The CPU that each kind of thread used between two looks, per thing that was counted, and how long it was ready but had no core."""
+    print(f"{'process/thread':26} {'user':>8} {'kernel':>8} {'sum':>8} {'no core':>8} {'turns':>8}   µs {what}")
     total, each = 0.0, 1e6 / max(1.0, count)
     for process, threads in after.items():
-        for thread, (user, kernel) in sorted(threads.items(), key=lambda item: -sum(item[1])):
-            user -= before[process].get(thread, (0, 0))[0]
-            kernel -= before[process].get(thread, (0, 0))[1]
+        for thread, of in sorted(threads.items(), key=lambda item: -sum(item[1][:2])):
+            user, kernel, waited, turns = (now - then for now, then in zip(of, before[process].get(thread, (0, 0, 0, 0))))
             total += user + kernel
             if (user + kernel) * each >= 0.5:
                 label = f"{process}/{thread}"
-                print(f"{label:26} {user * each:8.1f} {kernel * each:8.1f} {(user + kernel) * each:8.1f}")
+                print(f"{label:26} {user * each:8.1f} {kernel * each:8.1f} {(user + kernel) * each:8.1f} {waited * each:8.1f} {turns * each / 1e6:8.3f}")
     cores = os.cpu_count() * seconds
     print(f"{'all':26} {'':17} {total * each:8.1f}   ({total:.1f} of {cores:.1f} core-seconds)", flush=True)
 
