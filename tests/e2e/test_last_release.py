@@ -80,6 +80,8 @@ def test_the_store_is_still_one_after_kill_9_of_the_new_program(tiers):
     ann.close()
     tiers.logic.kill()
     tiers.start_logic()
+    # A shard whose link is still on its way would say that logic is away.
+    tiers.until(tiers.gateway_ready, tiers.gateway)
     again = ask(tiers.connect(TcpConnection, "ann", "another phone"), SEND_MESSAGE, text_message(to="bob", body="of today", client_message_id="of-today"))
     assert (again.sequence, again.duplicate) == (sequence, True)
 
