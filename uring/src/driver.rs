@@ -29,9 +29,8 @@ const PASSES_MAX: usize = 64;
 /// A poll that has handled so many completions, of all rings, leaves the rest to the next.
 const TURN_COMPLETIONS: usize = 2048;
 /// So does one that has received so many bytes: only after it can the owner pause a peer who sends more
-/// than is good. An enter takes at most 64 KiB from one socket, with buffers of 2 KiB.
+/// than is good. `tests/burst_is_one_turn.rs` holds what one flooding peer gets in to 256 KiB a poll.
 const TURN_RECEIVED_BYTES: u64 = 128 * 1024;
-
 /// A flag of work that stays up when a satellite has been entered may be one without work: the kernel
 /// raised it behind the back of the enter that took the work, and only the next work lowers it. After
 /// so many polls that found nothing the thread sleeps all the same, but not for long.

@@ -25,8 +25,8 @@
 //!
 //! An item that was taken before its flag was raised, or its eventfd written, causes an enter or the
 //! end of a sleep for nothing. Such a flag even stays up, since an enter lowers it only when there is
-//! work: until the next item comes, sleeps are short (`FLAGGED_SLEEP`). A model of this is checked below, the real kernel
-//! in `tests/several_rings.rs`.
+//! work: until the next item comes, sleeps are short (`FLAGGED_SLEEP`). A model of all but the short
+//! sleeps is checked below, the real kernel in `tests/several_rings.rs`.
 //!
 //! Completions that need no work item (of operations that are done when they are submitted) are
 //! posted within our own enters, and the completion queues are looked at after those.
