@@ -59,8 +59,8 @@ impl OutboundStream {
         }
         let mut taken = self.batches.take();
         if taken.is_none() {
-            if self.events >= COMPANY_EVENTS && !self.batch_interval.is_zero() {
-                self.events = 0;
+            let had_company = std::mem::take(&mut self.events) >= COMPANY_EVENTS;
+            if had_company && !self.batch_interval.is_zero() {
                 self.pause.as_mut().reset(Instant::now() + self.batch_interval);
                 if self.pause.as_mut().poll(context).is_pending() {
                     self.is_paused = true;
@@ -68,7 +68,6 @@ impl OutboundStream {
                 }
             }
             // From here on the shard's next batch wakes this task.
-            self.events = 0;
             match self.batches.poll_take(context) {
                 Poll::Ready(batch) => taken = batch,
                 Poll::Pending => return Poll::Pending,
