@@ -262,7 +262,8 @@ impl Generator {
         if broken {
             generator.reasons.push(format!(
                 "a thread had work and no core for {waited:.0} % of the load, waited_max is \
-                 {limit:.0} %: something else runs on its core"
+                 {limit:.0} %: something else runs on its core; give it a core of its own, or let it go \
+                 first (nice -n -10)"
             ));
         }
         generator.rule("waited_max", "percent", limit, waited, broken);

@@ -12,6 +12,13 @@ pub fn of_process(pid: Option<u32>) -> Option<Duration> {
     in_stat(&stat, rustix::param::clock_ticks_per_second())
 }
 
+/// This process's nice value, -20 (before everybody) to 19; `None` where it cannot be read.
+pub fn nice() -> Option<i32> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    // Field 19; see `in_stat`.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(16)?.parse().ok()
+}
+
 /// Time on a CPU of one thread, to the nanosecond. `thread_path` is its folder in `/proc`.
 pub fn of_thread(thread_path: &str) -> Option<Duration> {
     let schedstat = fs::read_to_string(format!("{thread_path}/schedstat")).ok()?;
@@ -52,6 +59,15 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::{in_stat, of_process, of_threads};
+
+    #[test]
+    fn the_nice_value_is_what_the_kernel_says() {
+        // Without a command, nice(1) prints the value that it got from us.
+        let said = std::process::Command::new("nice").output().expect("coreutils");
+        let said = String::from_utf8_lossy(&said.stdout).trim().parse().ok();
+        assert_eq!(super::nice(), said);
+        assert!(said.is_some());
+    }
 
     #[test]
     fn a_process_name_with_parentheses_does_not_confuse() {

@@ -254,6 +254,8 @@ pub struct Environment {
     pub descriptors: u64,
     /// Load average of the minute before the run.
     pub load_before: f64,
+    /// The generator's nice value: below 0, it went before others on its cores.
+    pub nice: i32,
     /// Settings of the kernel that matter, by name.
     pub sysctls: BTreeMap<String, String>,
 }

@@ -45,6 +45,7 @@ pub fn of_this_machine() -> Environment {
             .next()
             .and_then(|load| load.parse().ok())
             .unwrap_or(0.0),
+        nice: millrace_service::cpu_time::nice().unwrap_or(0),
         sysctls: SYSCTLS.iter().filter_map(sysctl).collect(),
     }
 }

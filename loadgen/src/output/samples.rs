@@ -82,7 +82,7 @@ pub fn full_json() -> Value {
         "recoveries": [{"event": "reconnect_storm", "start_seconds": 40.0, "sessions": 500, "recovered_seconds": 2.5}],
         "agents": agents(),
         "environment": {"kernel": "6.18.44", "processor": "AMD EPYC", "cores": 2, "memory_bytes": 25_000_000_000_u64,
-                        "descriptors": 20_000, "load_before": 0.2, "sysctls": {"net.core.somaxconn": "4096"}},
+                        "descriptors": 20_000, "load_before": 0.2, "nice": -10, "sysctls": {"net.core.somaxconn": "4096"}},
         "predicted": [{"name": "generator memory a connection", "unit": "B", "predicted": 257.0, "measured": 301.5, "basis": "measured",
                        "source": "docs/measurements/million.md"}],
     })

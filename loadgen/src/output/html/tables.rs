@@ -359,6 +359,7 @@ pub(super) fn environment(document: &Document) -> Option<String> {
         ("kernel", environment.kernel.clone()),
         ("descriptors (RLIMIT_NOFILE)", count(environment.descriptors)),
         ("load average before the run", format!("{:.2}", environment.load_before)),
+        ("the generator's nice value", environment.nice.to_string()),
         ("program", format!("{} {}", document.tool, document.tool_version)),
     ]
     .map(|(name, value)| vec![escape(name), escape(&value)])
