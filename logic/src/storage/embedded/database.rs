@@ -18,6 +18,7 @@ use super::{
     Options,
     encoding::DecodeError,
     keys::{Table, VERSION_KEY},
+    memtables::Memtables,
     rows::Row,
 };
 use crate::storage::StoreError;
@@ -89,6 +90,7 @@ pub struct Tables {
     // Before the lock: the directory is free when nobody writes in it any more.
     database: Database,
     keyspaces: Vec<Keyspace>,
+    memtables: Memtables,
     directory: PathBuf,
     free_bytes_min: u64,
     memtable_bytes_max: u64,
@@ -113,9 +115,13 @@ impl Tables {
             .map(|table| database.keyspace(table.name(), keyspace_options))
             .collect::<Result<_, _>>()
             .map_err(failed)?;
+        let nice = options.engine_nice;
+        let memtables = Memtables::start(Table::ALL.len(), move || be_nicer(nice))
+            .map_err(|error| at(directory, error))?;
         Ok(Self {
             database,
             keyspaces,
+            memtables,
             directory: directory.clone(),
             free_bytes_min: options.free_bytes_min,
             memtable_bytes_max: options.memtable_bytes_max,
@@ -159,7 +165,9 @@ impl Tables {
             }
         }
         batch.insert(self.keyspace(Table::Conversations), VERSION_KEY, version.to_be_bytes());
-        batch.commit().map_err(failed)
+        batch.commit().map_err(failed)?;
+        self.memtables.look(&self.keyspaces);
+        Ok(())
     }
 
     /// A table of another matter, made if it is not there; see [`side`](super::side).
@@ -357,19 +365,25 @@ fn open_behind(options: &Options) -> fjall::Result<Database> {
         .cache_size(options.cache_bytes)
         .max_journaling_size(options.journal_bytes_max)
         .worker_threads(ENGINE_THREADS);
-    let nice = i32::from(options.engine_nice);
+    let nice = options.engine_nice;
     // Threads inherit how nice their maker is, and nobody becomes less nice again.
     let opener = std::thread::Builder::new().name("store-opener".into()).spawn(move || {
-        // A process that may not ask its priority runs as it would have without this.
-        if let Ok(ours) = rustix::process::getpriority_process(None) {
-            let _refused = rustix::process::setpriority_process(None, (ours + nice).min(19));
-        }
+        be_nicer(nice);
         builder.open()
     });
     match opener.map(std::thread::JoinHandle::join) {
         Ok(Ok(opened)) => opened,
         Ok(Err(panic)) => std::panic::resume_unwind(panic),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes the calling thread nicer by so much.
+fn be_nicer(nice: u8) {
+    // A process that may not ask its priority runs as it would have without this.
+    if let Ok(ours) = rustix::process::getpriority_process(None) {
+        let nice = (ours + i32::from(nice)).min(19);
+        let _refused = rustix::process::setpriority_process(None, nice);
     }
 }
 

@@ -61,6 +61,7 @@ pub(crate) mod encoding;
 mod group_reader;
 pub(in crate::storage) mod group_rows;
 pub(in crate::storage) mod keys;
+mod memtables;
 pub(in crate::storage) mod reader;
 pub(in crate::storage) mod rows;
 mod scan;
