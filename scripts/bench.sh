@@ -2,12 +2,13 @@
 # Measures and writes the report: target/report/report.md with its plots, from JSON beside it.
 #
 #   scripts/bench.sh quick             everything once and briefly, up to 10,000 connections: about five minutes
-#   scripts/bench.sh full              three rounds, up to 1,000,000 connections (20 GiB of memory): about forty minutes
+#   scripts/bench.sh full              three rounds, up to 1,000,000 connections (20 GiB of memory): about fifty minutes
 #   scripts/bench.sh part NAME ...     only these parts, added to what is in target/report
 #   scripts/bench.sh report            only draw the report from what is in target/report
 #   scripts/bench.sh publish           draw it into docs/measurements/report, to be committed
 #
-# Parts: runtimes, fan-out, instructions, criterion, and end-to-end or end-to-end=N,N for these numbers of connections.
+# Parts: runtimes, fan-out, instructions, criterion, single-chat, million, and end-to-end or end-to-end=N,N for these numbers of
+# connections.
 # Run it on a machine with nothing else to do; two cores at least. BENCH_ROUNDS overrides the number of rounds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,7 +21,7 @@ mode="${1:-quick}"
 say() { printf '\n==> %s\n' "$*"; }
 
 usage() {
-    sed -n '2,11p' "$0" | sed 's/^# \{0,1\}//'
+    sed -n '2,12p' "$0" | sed 's/^# \{0,1\}//'
     exit 2
 }
 
@@ -62,6 +63,20 @@ part() {
         # A growth is the tests' business; here it is only written down.
         scripts/instructions.py --json "$folder/instructions.json" || true
         ;;
+    single-chat)
+        say "single chat, and where its time goes"
+        python tests/e2e/single_chat.py --rates 5000,20000 --duration 20 --json "$folder/single-chat.json" || true
+        if command -v perf >/dev/null; then
+            python tests/e2e/single_chat.py --rates 20000 --duration 10 --perf "$folder/perf" --json "$folder/single-chat-profile.json" || true
+            rm -rf "$folder/perf"
+        else
+            echo "no perf here (Debian: linux-perf): the report will have no profile"
+        fi
+        ;;
+    million)
+        say "a million connections with everything at once"
+        python tests/e2e/million.py --scenario million --heartbeat 300 --hold 60 --json "$folder/million.json" || true
+        ;;
     criterion)
         say "criterion"
         cargo bench --locked -p millrace-hot-paths
@@ -96,8 +111,10 @@ quick | full)
     fi
     rm -rf "$folder"
     build
-    for name in instructions runtimes fan-out end-to-end; do part "$name"; done
-    [ "$mode" = quick ] || part criterion
+    for name in instructions runtimes fan-out end-to-end single-chat; do part "$name"; done
+    if [ "$mode" = full ]; then
+        for name in million criterion; do part "$name"; done
+    fi
     ;;
 part)
     [ $# -gt 0 ] || usage

@@ -2,6 +2,7 @@
 
     .venv/bin/python tests/e2e/single_chat.py --rates 5000,20000         CPU a message by thread, latencies
     .venv/bin/python tests/e2e/single_chat.py --rates 20000 --perf DIR   and a profile by symbol
+    .venv/bin/python tests/e2e/single_chat.py --rates 20000 --json FILE  the same for the report of scripts/bench.sh
 
 Gateway, logic with the embedded store and the load generator, each a process; one run a rate, each with an empty store. The
 CPU is counted from a second after the first stored message to a second before the end of the schedule.
@@ -105,11 +106,19 @@ def run(arguments, rate, folder):
     result = json.loads(report.read_text())
     show(rate, result, before, after, messages, seconds, sums)
     print("link             " + links)
-    if profile:
-        show_profile(output)
+    profiled = samples_by_tier(output) if profile else None
+    if profiled:
+        show_profile(profiled)
     for line in slow[-12:]:
         print(line)
-    return generator.returncode
+    figures = {
+        "rate": rate, "stored_per_second": messages / seconds, "passed": generator.returncode == 0,
+        "latency_us": {name: result["latency_us"][name] for name in ("ack_single", "delivery_single", "late")},
+        "verification": {key: result["verification"][key] for key in ("acked", "expected_deliveries", "found_deliveries")},
+        "cores": os.cpu_count(), "seconds": seconds, "cpu": cpu_rows(before, after, messages),
+        "profile": profiled and [{"whose": whose, "share": of / profiled.total()} for whose, of in whose_work(profiled).most_common()],
+    }
+    return generator.returncode, figures
 
 
 # Whose work a sample is, by its symbol; the first that fits.
@@ -130,10 +139,10 @@ TIERS = [
 ]
 
 
-def show_profile(path):
-    """The shares of a recorded profile, by kind of thread and by whose work it was."""
+def samples_by_tier(path):
+    """How many samples of a recorded profile each kind of thread has in whose work: {(thread, tier): samples}."""
     script = ["perf", "script", "-i", path, "-F", "comm,ip,sym,dso"]
-    samples, count = collections.Counter(), 0
+    samples = collections.Counter()
     for line in subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines():
         found = re.match(r"\s*(.*?)\s+[0-9a-f]+ (.*) \((.*)\)$", line)
         if not found:
@@ -142,7 +151,21 @@ def show_profile(path):
         fits = (tier for pattern, tier in TIERS if re.search(pattern, symbol))
         tier = "kernel" if "kernel" in binary else next(fits, "other")
         samples[re.sub(r"-?\d+$", "", thread), tier] += 1
-        count += 1
+    return samples
+
+
+def whose_work(samples):
+    """The samples by tier alone, the kernel's by the process that called it: {tier: samples}."""
+    callers = {"generator": "kernel: generator's sockets", "shard": "kernel: gateway's sockets"}
+    whose = collections.Counter()
+    for (thread, tier), of in samples.items():
+        whose[callers.get(thread, "kernel: link, logic, disk") if tier == "kernel" else tier] += of
+    return whose
+
+
+def show_profile(samples):
+    """The shares of a profile, by kind of thread and by whose work it was."""
+    count = samples.total()
     print(f"profile, {count} samples")
     for (thread, tier), of in samples.most_common():
         if of * 200 >= count:
@@ -167,19 +190,31 @@ def show(rate, result, before, after, messages, seconds, sums):
     show_cpu(before, after, messages, seconds, "a message")
 
 
-def show_cpu(before, after, count, seconds, what):
-    """The CPU that each kind of thread used between two looks, per thing that was counted, and how long it was ready but had no core."""
-    print(f"{'process/thread':26} {'user':>8} {'kernel':>8} {'sum':>8} {'no core':>8} {'turns':>8}   µs {what}")
-    total, each = 0.0, 1e6 / max(1.0, count)
+def cpu_rows(before, after, count):
+    """The CPU that each kind of thread used between two looks, and how long it was ready but had no core: microseconds, and turns on a core, for
+    each thing that was counted."""
+    rows, each = [], 1e6 / max(1.0, count)
     for process, threads in after.items():
         for thread, of in sorted(threads.items(), key=lambda item: -sum(item[1][:2])):
             user, kernel, waited, turns = (now - then for now, then in zip(of, before[process].get(thread, (0, 0, 0, 0))))
-            total += user + kernel
-            if (user + kernel) * each >= 0.5:
-                label = f"{process}/{thread}"
-                print(f"{label:26} {user * each:8.1f} {kernel * each:8.1f} {(user + kernel) * each:8.1f} {waited * each:8.1f} {turns * each / 1e6:8.3f}")
+            rows.append({
+                "process": process, "thread": thread, "user_us": user * each, "kernel_us": kernel * each, "no_core_us": waited * each,
+                "turns": turns * each / 1e6,
+            })
+    return rows
+
+
+def show_cpu(before, after, count, seconds, what):
+    """Prints these."""
+    print(f"{'process/thread':26} {'user':>8} {'kernel':>8} {'sum':>8} {'no core':>8} {'turns':>8}   µs {what}")
+    rows = cpu_rows(before, after, count)
+    for row in rows:
+        label, user, kernel = f"{row['process']}/{row['thread']}", row["user_us"], row["kernel_us"]
+        if user + kernel >= 0.5:
+            print(f"{label:26} {user:8.1f} {kernel:8.1f} {user + kernel:8.1f} {row['no_core_us']:8.1f} {row['turns']:8.3f}")
+    used = sum(row["user_us"] + row["kernel_us"] for row in rows)
     cores = os.cpu_count() * seconds
-    print(f"{'all':26} {'':17} {total * each:8.1f}   ({total:.1f} of {cores:.1f} core-seconds)", flush=True)
+    print(f"{'all':26} {'':17} {used:8.1f}   ({used * count / 1e6:.1f} of {cores:.1f} core-seconds)", flush=True)
 
 
 def main():
@@ -191,11 +226,17 @@ def main():
     parser.add_argument("--logic-settings", default="", help="top-level lines of logic's TOML, such as 'threads = 1'")
     parser.add_argument("--perf", metavar="DIR", help="record profiles into this directory")
     parser.add_argument("--perf-options", default="", help="more options of perf record, such as -g")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
     arguments = parser.parse_args()
-    worst = 0
+    worst, runs = 0, []
     for rate in arguments.rates.split(","):
         with tempfile.TemporaryDirectory(prefix="millrace-single-") as name:
-            worst = max(worst, run(arguments, int(rate), Path(name)))
+            code, figures = run(arguments, int(rate), Path(name))
+            worst = max(worst, code)
+            runs.append(figures)
+    if arguments.json:
+        command = " ".join(["tests/e2e/single_chat.py", *sys.argv[1:]])
+        arguments.json.write_text(json.dumps({"schema_version": 1, "command": command, "runs": runs}, indent=1) + "\n")
     return worst
 
 

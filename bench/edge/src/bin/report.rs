@@ -11,13 +11,15 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use millrace_bench_edge::plot::{self, Axis, Scale, Series, number};
 use millrace_bench_edge::results::{self, EchoFigure, FanOutFigure, Results, median};
+use millrace_bench_edge::sections;
 use serde::Deserialize;
 use serde_json::Value;
 
 /// Writes the report from what was measured.
 #[derive(Parser)]
 struct Arguments {
-    /// Folder with runtimes.json, fan-out.json, end-to-end-*.json and instructions.json.
+    /// Folder with runtimes.json, fan-out.json, end-to-end-*.json, million.json, single-chat.json,
+    /// single-chat-profile.json and instructions.json.
     #[arg(long, default_value = "target/report")]
     from: PathBuf,
     /// Folder for report.md and the plots; the JSON is copied beside them.
@@ -109,17 +111,7 @@ fn end_to_end(arguments: &Arguments) -> Result<Vec<EndToEnd>> {
         if !name.starts_with("end-to-end-") || !name.ends_with(".json") {
             continue;
         }
-        let mut run: Value = serde_json::from_str(&fs::read_to_string(&path)?)
-            .with_context(|| format!("{} is something else", path.display()))?;
-        // Samples of every second are for whoever looks closer, not for the committed copy.
-        if let Some(run) = run.as_object_mut() {
-            run.remove("samples");
-        }
-        if arguments.from != arguments.to {
-            let text = serde_json::to_string_pretty(&run)? + "\n";
-            fs::write(arguments.to.join(&name), text)?;
-        }
-        runs.push(EndToEnd::new(&run));
+        runs.extend(script(arguments, &name)?.as_ref().map(EndToEnd::new));
     }
     runs.sort_by(|one, other| one.connections.total_cmp(&other.connections));
     Ok(runs)
@@ -187,10 +179,42 @@ fn main() -> Result<()> {
     } else {
         whole(&mut report, &end_to_end)?;
     }
+    match script(&arguments, "million.json")? {
+        Some(run) => report.text += &sections::million(&run),
+        None => report.line("\nThe preset `million` was not measured."),
+    }
+    match script(&arguments, "single-chat.json")? {
+        Some(measured) => {
+            let profiled = script(&arguments, "single-chat-profile.json")?;
+            report.text += &sections::single_chat(&measured, profiled.as_ref());
+        }
+        None => report.line("\nSingle chat was not measured."),
+    }
     instructions(&mut report, &arguments)?;
     fs::write(arguments.to.join("report.md"), &report.text)?;
     println!("{}", arguments.to.join("report.md").display());
     Ok(())
+}
+
+/// What one of the scripts wrote, copied beside the report; `None` if it was not run.
+fn script(arguments: &Arguments, name: &str) -> Result<Option<Value>> {
+    let path = arguments.from.join(name);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let mut run: Value = serde_json::from_str(&fs::read_to_string(&path)?)
+        .with_context(|| format!("{} is something else", path.display()))?;
+    // Samples and windows of every second are for whoever looks closer, not for the committed copy.
+    if let Some(run) = run.as_object_mut() {
+        run.remove("samples");
+    }
+    if let Some(generator) = run.get_mut("generator").and_then(Value::as_object_mut) {
+        generator.remove("windows");
+    }
+    if arguments.from != arguments.to {
+        fs::write(arguments.to.join(name), serde_json::to_string_pretty(&run)? + "\n")?;
+    }
+    Ok(Some(run))
 }
 
 /// A part's figures, copied beside the report; `None` if it was not measured.
