@@ -118,17 +118,29 @@ JWT_SECRET = "a-secret-for-the-end-to-end-tests-only"
 API_TOKEN = "an-api-token-for-the-end-to-end-tests"
 
 
+_ports_given = set()
+
+
 def port_that_no_connection_takes():
-    """A free port below those that the kernel gives to outgoing connections: nobody's client has it by chance when we listen on it."""
+    """A free port below those that the kernel gives to outgoing connections: nobody's client has it by chance when we listen on it.
+
+    One that was given before may be meant for a server that does not listen yet, so it is not given again until half of all have been.
+    """
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = range(max(lowest // 2, 1024), lowest)
+    if len(_ports_given) > len(ports) // 2:
+        _ports_given.clear()
     while True:
-        port = random.randrange(max(lowest // 2, 1024), lowest)
+        port = random.choice(ports)
+        if port in _ports_given:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
-                return port
             except OSError:
-                pass
+                continue
+        _ports_given.add(port)
+        return port
 
 
 class Tiers:
