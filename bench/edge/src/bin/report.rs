@@ -204,17 +204,34 @@ fn script(arguments: &Arguments, name: &str) -> Result<Option<Value>> {
     }
     let mut run: Value = serde_json::from_str(&fs::read_to_string(&path)?)
         .with_context(|| format!("{} is something else", path.display()))?;
-    // Samples and windows of every second are for whoever looks closer, not for the committed copy.
+    // What is for whoever looks closer is not for the committed copy: samples and windows of every
+    // second, the load's stages once more, and curves that are not drawn.
     if let Some(run) = run.as_object_mut() {
         run.remove("samples");
     }
     if let Some(generator) = run.get_mut("generator").and_then(Value::as_object_mut) {
         generator.remove("windows");
+        generator.remove("stages");
+        forget_curves(generator.get_mut("latency_us"), DRAWN);
+    }
+    for part in run.get_mut("runs").and_then(Value::as_array_mut).into_iter().flatten() {
+        forget_curves(part.get_mut("latency_us"), "");
     }
     if arguments.from != arguments.to {
         fs::write(arguments.to.join(name), serde_json::to_string_pretty(&run)? + "\n")?;
     }
     Ok(Some(run))
+}
+
+/// Removes the curves of these latencies, of all but one.
+fn forget_curves(latencies: Option<&mut Value>, but: &str) {
+    for (name, latency) in latencies.and_then(Value::as_object_mut).into_iter().flatten() {
+        if name != but
+            && let Some(latency) = latency.as_object_mut()
+        {
+            latency.remove("curve");
+        }
+    }
 }
 
 /// A part's figures, copied beside the report; `None` if it was not measured.
@@ -252,6 +269,9 @@ struct Server {
     client_core: f64,
     idle_bytes: f64,
 }
+
+/// The latency whose curve is drawn.
+const DRAWN: &str = "delivery_single";
 
 const REFERENCE: &str = "tokio-tungstenite";
 
@@ -481,7 +501,7 @@ fn latency_plot(report: &mut Report, runs: &[EndToEnd]) -> Result<()> {
             .collect(),
     };
     let series = runs.iter().map(|run| {
-        let points = run.curve("delivery_single").into_iter();
+        let points = run.curve(DRAWN).into_iter();
         let points = points.filter(|(quantile, _)| (0.5..=0.9999).contains(quantile));
         Series {
             name: number(run.connections),
