@@ -12,11 +12,9 @@ pub fn of_process(pid: Option<u32>) -> Option<Duration> {
     in_stat(&stat, rustix::param::clock_ticks_per_second())
 }
 
-/// This process's nice value, -20 (before everybody) to 19; `None` where it cannot be read.
+/// This process's nice value, -20 (before everybody) to 19; `None` where it may not be asked.
 pub fn nice() -> Option<i32> {
-    let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    // Field 19; see `in_stat`.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(16)?.parse().ok()
+    rustix::process::getpriority_process(None).ok()
 }
 
 /// Time on a CPU of one thread, to the nanosecond. `thread_path` is its folder in `/proc`.
