@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from processes import Tiers, metric
-from single_chat import show_cpu, threads_cpu
+from single_chat import cpu_rows, show_cpu, threads_cpu
 
 
 def main():
@@ -79,7 +79,7 @@ def run(arguments, folder):
     logins = now - first
     print(f"\n## {now:.0f} logins, {logins / seconds:.0f}/s over {seconds:.2f} s")
     print(f"logic resident: {empty:,} B before, {resident:,} B after: {(resident - empty) / now:.0f} B a session")
-    show_cpu(before, after, logins, seconds, "a login")
+    show_cpu(cpu_rows(before, after, logins), logins, seconds, "a login")
     return 0
 
 

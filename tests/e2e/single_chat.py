@@ -104,7 +104,8 @@ def run(arguments, rate, folder):
             generator.kill()
         tiers.stop()
     result = json.loads(report.read_text())
-    show(rate, result, before, after, messages, seconds, sums)
+    rows = cpu_rows(before, after, messages)
+    show(rate, result, rows, messages, seconds, sums)
     print("link             " + links)
     profiled = samples_by_tier(output) if profile else None
     if profiled:
@@ -115,7 +116,7 @@ def run(arguments, rate, folder):
         "rate": rate, "stored_per_second": messages / seconds, "passed": generator.returncode == 0,
         "latency_us": {name: result["latency_us"][name] for name in ("ack_single", "delivery_single", "late")},
         "verification": {key: result["verification"][key] for key in ("acked", "expected_deliveries", "found_deliveries")},
-        "cores": os.cpu_count(), "seconds": seconds, "cpu": cpu_rows(before, after, messages),
+        "cores": os.cpu_count(), "seconds": seconds, "cpu": rows,
         "profile": profiled and [{"whose": whose, "share": of / profiled.total()} for whose, of in whose_work(profiled).most_common()],
     }
     return generator.returncode, figures
@@ -172,7 +173,7 @@ def show_profile(samples):
             print(f"{of * 100 / count:6.1f} %  {thread:14} {tier}")
 
 
-def show(rate, result, before, after, messages, seconds, sums):
+def show(rate, result, rows, messages, seconds, sums):
     print(f"\n## {rate} messages/s asked, {messages / seconds:.0f}/s stored over {seconds:.1f} s")
     print(f"latency, ms      {'count':>8} {'p50':>8} {'p90':>8} {'p99':>8} {'p99.9':>8} {'max':>8}")
     for name in ("ack_single", "delivery_single", "late"):
@@ -187,7 +188,7 @@ def show(rate, result, before, after, messages, seconds, sums):
         f"{sums['commit_writes_sum'] / commits:.1f} writes each; frames received {sums['frames_received_total']:.0f}, "
         f"deliveries {sums['deliveries_total']:.0f}, receipts {sums['receipts_total']:.0f}"
     )
-    show_cpu(before, after, messages, seconds, "a message")
+    show_cpu(rows, messages, seconds, "a message")
 
 
 def cpu_rows(before, after, count):
@@ -204,10 +205,9 @@ def cpu_rows(before, after, count):
     return rows
 
 
-def show_cpu(before, after, count, seconds, what):
-    """Prints these."""
+def show_cpu(rows, count, seconds, what):
+    """Prints what `cpu_rows` found, for each of `count` things in so many seconds."""
     print(f"{'process/thread':26} {'user':>8} {'kernel':>8} {'sum':>8} {'no core':>8} {'turns':>8}   µs {what}")
-    rows = cpu_rows(before, after, count)
     for row in rows:
         label, user, kernel = f"{row['process']}/{row['thread']}", row["user_us"], row["kernel_us"]
         if user + kernel >= 0.5:

@@ -11,7 +11,8 @@
 //!
 //! Rooms: [`clients`] is the load on one core, [`processes`] starts, places and watches what is
 //! measured, [`tiers`] knows how a gateway is configured for a measurement and is its logic, [`results`]
-//! is what is written down, [`plot`] what is drawn of it, and [`sections`] what is told of the end-to-end scripts. Nothing here decides whether a figure is good.
+//! is what is written down, [`plot`] what is drawn of it, and [`sections`] what is told of the
+//! end-to-end scripts. Nothing here decides whether a figure is good.
 
 pub mod clients;
 pub mod plot;

@@ -45,13 +45,18 @@ pub fn million(run: &Value) -> String {
     let mut out = String::from("\n## Everything at once: the preset `million`\n\n");
     let _ = writeln!(
         out,
-        "{} WebSocket connections, each logged in through logic ({} a second), heartbeats every {} s; then 5,000 single-chat \
-         messages a second, 1 % of the connections a minute that go and come back, and a live room of a twentieth of all with \
-         one message a second, for {} s. The generator shares the two cores; nice value {}.\n",
+        "{} WebSocket connections, each logged in through logic ({} a second), heartbeats every {} s; then, for {} s, {} \
+         single-chat messages, {} connections that go and come back, and a live room that was joined {} times with {} messages. The \
+         generator shares the {} cores; nice value {}.\n",
         number(figure(&run["connections"])),
         number(figure(&generator["ramp_per_second"])),
         number(figure(&run["heartbeat_seconds"])),
         number(figure(&generator["load_seconds"])),
+        count("sent"),
+        count("churned"),
+        count("room_joins"),
+        count("room_sent"),
+        run["machine"]["cores"],
         generator["environment"]["nice"],
     );
     out += &latencies(
@@ -84,7 +89,7 @@ pub fn million(run: &Value) -> String {
         if generator["passed"].as_bool().unwrap_or_default() { "passed" } else { "failed: " },
         items(&generator["failures"]).map(text).collect::<Vec<_>>().join("; "),
     );
-    out += "| % of a core | gateway, user + kernel | logic | generator | machine, of 200 | of it soft interrupts |\n|---|---|---|---|---|---|\n";
+    out += "| % of a core | gateway, user + kernel | logic | generator | all of the machine | of it soft interrupts |\n|---|---|---|---|---|---|\n";
     for phase in ["ramp", "hold", "load"] {
         let used = &run["cpu_percent_of_a_core"][phase];
         let tier = |tier: &str| {
@@ -109,7 +114,7 @@ pub fn million(run: &Value) -> String {
 /// because taking a profile costs latency.
 pub fn single_chat(measured: &Value, profiled: Option<&Value>) -> String {
     let mut out = String::from("\n## Single chat at speed, and where the time goes\n\n");
-    out += "2,000 connections, half TCP and half WebSocket; every message stored (fdatasync), acknowledged, delivered, its receipt told; \
+    out += "Half of the connections are TCP and half WebSocket; every message stored (fdatasync), acknowledged, delivered, its receipt told; \
             gateway, logic, store and generator on the same cores. What was done about the largest parts is in \
             `docs/measurements/single-chat.md`.\n";
     for run in items(&measured["runs"]) {

@@ -270,9 +270,6 @@ struct Server {
     idle_bytes: f64,
 }
 
-/// The latency whose curve is drawn.
-const DRAWN: &str = "delivery_single";
-
 const REFERENCE: &str = "tokio-tungstenite";
 
 fn servers(figures: &[EchoFigure]) -> Vec<Server> {
@@ -488,6 +485,9 @@ fn whole(report: &mut Report, runs: &[EndToEnd]) -> Result<()> {
     report.line("```");
     Ok(())
 }
+
+/// The latency whose curve is drawn.
+const DRAWN: &str = "delivery_single";
 
 /// Percentiles on an axis where each further nine is as far again.
 fn latency_plot(report: &mut Report, runs: &[EndToEnd]) -> Result<()> {
